@@ -1,0 +1,1 @@
+"""Deployments: document, states, fetching, unpacking and the swap on disk."""

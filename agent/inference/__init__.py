@@ -1,0 +1,1 @@
+"""Running requests: in-flight book-keeping, worker processes and what becomes training data."""

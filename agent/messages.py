@@ -1,0 +1,55 @@
+"""The values that travel between the links and the rest of the agent. No MQTT library type goes further than its link."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+BINARY = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """The MQTT 5 properties that the agent reads and writes (MQTT 5, 3.3.2.3)."""
+
+    content_type: str | None = None
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    expiry_s: int | None = None
+    user: tuple[tuple[str, str], ...] = ()
+
+
+NO_PROPERTIES = Properties()
+
+
+@dataclass(slots=True, eq=False)
+class Inbound:
+    """A message that a link received.
+
+    Attributes:
+        link: the link's name, ``local`` or ``cloud``.
+        ticket: what `Link.ack` takes; 0 where there is nothing to acknowledge (QoS 0).
+        received_s: monotonic clock at receipt, seconds.
+    """
+
+    link: str
+    topic: str
+    payload: bytes
+    qos: int = 0
+    retain: bool = False
+    dup: bool = False
+    properties: Properties = NO_PROPERTIES
+    ticket: int = 0
+    received_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Outbound:
+    """A message to publish. `properties` are dropped where the broker speaks MQTT 3.1.1."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = False
+    properties: Properties = field(default=NO_PROPERTIES)

@@ -1,0 +1,1 @@
+"""MQTT: the connections to the brokers, and the embedded broker."""

@@ -1,0 +1,109 @@
+"""The wire between the agent and a worker: frames over a Unix stream socket pair.
+
+A frame is ``u32 header length, u32 body length`` (little endian), the header as a msgpack array whose first element is the
+frame's kind, then the body: raw bytes that are never copied into msgpack. The layouts of all headers stand below and
+nowhere else. Both ends read all frames that wait with one call and write many frames with one.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgpack
+
+PREFIX: Final = struct.Struct("<II")
+MAX_BODY_BYTES: Final = 256 * 1024 * 1024  # MQTT's own limit for one packet (MQTT 5, 2.1.4)
+MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
+READ_BYTES: Final = 256 * 1024
+IOV_MAX: Final = 1024  # Linux: UIO_MAXIOV
+
+# Agent to worker.
+CONFIG: Final = 0  # [CONFIG, {..}]: first frame, once; see functions.worker.Config
+REQUEST: Final = 1  # [REQUEST, n, topic, content type or None, fallback id, wants an answer] + payload
+STOP: Final = 2  # [STOP]: finish what was received, then exit with 0
+
+# Worker to agent.
+READY: Final = 10  # [READY, {models: [..], import_s, load_s, warm_up_s, max_batch}]: import, load and warm-up are done
+FAILED: Final = 11  # [FAILED, code, message]: it will never be ready; the process exits with 1
+RESULT: Final = 12  # [RESULT, n, request id, reply_to or None, [[topic or None, content type, bytes], ..], answer] + outputs
+ERROR: Final = 13  # [ERROR, n, request id, reply_to or None, code, message]
+
+
+class FrameError(ValueError):
+    """The other end sent what is no frame; the connection cannot be trusted further."""
+
+
+def pack(header: Sequence[Any], *buffers: bytes | bytearray | memoryview) -> list[bytes | bytearray | memoryview]:
+    """One frame as a list of buffers for a gathered write; `buffers` are not copied."""
+    head = msgpack.packb(header)
+    return [PREFIX.pack(len(head), sum(map(len, buffers))) + head, *buffers]
+
+
+class FrameReader:
+    """Cuts a byte stream into frames. Not thread-safe; keeps at most one incomplete frame.
+
+    Bodies are copied out of the stream's buffer once, so that they outlive the next read.
+    """
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[list[Any], bytes]]:
+        """All frames complete after `data`, in order, as (header, body).
+
+        Raises:
+            FrameError: a length beyond the limits, or a header that is no msgpack array.
+        """
+        buffer = self._buffer
+        buffer += data
+        frames: list[tuple[list[Any], bytes]] = []
+        start, end = 0, len(buffer)
+        with memoryview(buffer) as view:
+            while end - start >= PREFIX.size:
+                head, body = PREFIX.unpack_from(view, start)
+                if head > MAX_HEADER_BYTES or body > MAX_BODY_BYTES:
+                    raise FrameError(f"a frame of {head} + {body} bytes is beyond the limits")
+                body_at = start + PREFIX.size + head
+                if end < body_at + body:
+                    break
+                frames.append((_header(view[start + PREFIX.size : body_at]), bytes(view[body_at : body_at + body])))
+                start = body_at + body
+        if start:
+            del buffer[:start]
+        return frames
+
+
+def _header(data: memoryview) -> list[Any]:
+    try:
+        header = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise FrameError(f"a frame's header is not msgpack: {error}") from error
+    if not isinstance(header, list) or not header:
+        raise FrameError("a frame's header is no array")
+    return header
+
+
+def send_all(sock: socket.socket, buffers: Iterable[bytes | bytearray | memoryview]) -> None:
+    """Writes all buffers to a blocking socket, gathered.
+
+    Raises:
+        OSError: the other end is gone.
+    """
+    pending = [memoryview(b) for b in buffers if len(b)]
+    while pending:
+        sent = sock.sendmsg(pending[:IOV_MAX])
+        pending = rest_after(pending, sent)
+
+
+def rest_after(pending: list[memoryview], sent: int) -> list[memoryview]:
+    """What of `pending` is left when its first `sent` bytes are written."""
+    for i, view in enumerate(pending):
+        if sent < len(view):
+            return [view[sent:], *pending[i + 1 :]]
+        sent -= len(view)
+    return []
