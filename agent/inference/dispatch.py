@@ -1,0 +1,452 @@
+"""Requests in flight: which worker gets which request, what waits, what is late, what is tried again. Pure.
+
+Time comes from a clock that is passed in and workers are a port, so all of it runs in a simulation as well. One `Pool` is
+one generation of one function; `Dispatcher` knows which pool of a function is the one in use.
+
+What a lost worker's requests get: the one that it was working on (or the batch) is tried once more on another worker, then
+answered with the loss; those that only waited behind it go to another worker as if nothing had happened. A request that ran
+into its time limit is answered at once and never run again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agent.errors import AgentError, FunctionError
+
+MAX_TRIES = 2
+MAX_QUEUED = 1024  # Greengrass V1's work queue
+MAX_QUEUED_BYTES = 64 * 1024 * 1024
+SENT_AHEAD_S = 0.005  # work handed to a worker before it asks: enough to keep it busy, little to lose
+MAX_SENT_AHEAD = 128
+FAILED_STARTS = 3  # after so many in a row the function counts as failed and its requests are answered
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What each result of a pool says about where it comes from."""
+
+    function: str
+    model: str | None
+    version: str | None
+    deployment: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One event for one function.
+
+    Attributes:
+        id: the request's id unless its payload names one.
+        wants_answer: somebody waits for an answer whatever the result is (MQTT 5 response-topic).
+        expires_s: clock after which it is answered EXPIRED instead of run; None: never.
+        settle: called exactly once with the outcome.
+        context: the caller's own.
+    """
+
+    function: str
+    topic: str
+    payload: bytes
+    content_type: str | None
+    id: str
+    settle: Callable[[Request, Answer | Failure], None]
+    wants_answer: bool = False
+    expires_s: float | None = None
+    context: Any = None
+    tries: int = 0
+    sent_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """What a function made of a request.
+
+    Attributes:
+        outputs: (topic or None for the default, content type, payload).
+        answer: for a requester where there are no outputs: (content type, payload).
+    """
+
+    origin: Origin
+    request_id: str
+    reply_to: str | None
+    outputs: list[tuple[str | None, str, bytes]]
+    answer: tuple[str, bytes] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Failure:
+    """Why there is no result. `request_id` and `reply_to` are None where no worker read the payload."""
+
+    origin: Origin
+    error: AgentError
+    request_id: str | None = None
+    reply_to: str | None = None
+
+
+class Worker(Protocol):
+    """A worker process as the pool sees it. None of its methods blocks."""
+
+    def send(self, n: int, request: Request) -> None: ...
+    def stop(self) -> None:
+        """Finish what was sent, then end."""
+
+    def kill(self, reason: FunctionError) -> None:
+        """End it now; `Pool.on_lost` gets `reason`."""
+
+    def check(self, late: FunctionError) -> None:
+        """Ask whether it still lives, then kill it: for `late` where it does, for WORKER_HUNG where it does not."""
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A worker and what it has been sent, oldest first."""
+
+    worker: Worker
+    ready: bool = False
+    stopping: bool = False
+    condemned: bool = False
+    in_flight: dict[int, Request] = field(default_factory=dict)
+    service_s: float = SENT_AHEAD_S
+    busy_since_s: float = 0.0
+    max_batch: int = 1
+
+
+class Clock(Protocol):
+    def now(self) -> float: ...
+    def later(self, delay_s: float, run: Callable[[], None]) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """What a function may take: `timeout_s` for one request in a handler, `processes` workers."""
+
+    processes: int = 1
+    timeout_s: float = 3.0
+    max_batch: int = 1
+    backoff_s: tuple[float, float] = (0.1, 30.0)  # first and longest wait before a replacement after repeated losses
+
+
+class Pool:
+    """The workers of one generation of one function and the requests that wait for them.
+
+    Args:
+        origin: says what the results come from.
+        limits: processes, time-out, batch.
+        start: starts a worker process that reports to `on_ready`, `on_result`, `on_lost`; does not block.
+        clock: time and timers.
+        jitter: a number in [0, 1) for the back-off.
+        changed: called whenever `state` may have changed.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        limits: PoolLimits,
+        start: Callable[[Pool], Worker],
+        clock: Clock,
+        jitter: Callable[[], float],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.origin = origin
+        self.limits = limits
+        self.last_loss: AgentError | None = None
+        self._start = start
+        self._clock = clock
+        self._jitter = jitter
+        self._changed = changed
+        self._slots: list[_Slot] = []
+        self._queue: deque[Request] = deque()
+        self._queued_bytes = 0
+        self._numbers = 0
+        self._failed_starts = 0
+        self._losses = 0
+        self._timer_set = False
+        self._respawning = 0
+        self._draining = False
+        self._drained: Callable[[], None] | None = None
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """``ready`` (some worker is), ``failed`` (none, after several starts) or ``starting``."""
+        if any(s.ready and not s.condemned for s in self._slots):
+            return "ready"
+        return "failed" if self._failed_starts >= FAILED_STARTS else "starting"
+
+    @property
+    def all_ready(self) -> bool:
+        return len(self._slots) >= self.limits.processes and all(s.ready and not s.condemned for s in self._slots)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in flight and in the queue."""
+        return len(self._queue) + sum(len(s.in_flight) for s in self._slots)
+
+    def open(self) -> None:
+        """Starts the workers."""
+        for _ in range(self.limits.processes):
+            self._add()
+
+    def _add(self) -> None:
+        self._slots.append(_Slot(self._start(self)))
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Sends the request to a worker, or queues it, or settles it at once where neither can be."""
+        slot = self._free_slot()
+        if slot is not None and not self._queue:
+            self._send(slot, request)
+        elif self.state == "failed":
+            self._fail(request, self._why_failed())
+        elif len(self._queue) >= MAX_QUEUED or self._queued_bytes + len(request.payload) > MAX_QUEUED_BYTES:
+            self._fail(request, self._overloaded())
+        else:
+            self._queue.append(request)
+            self._queued_bytes += len(request.payload)
+            if slot is not None:
+                self._pump()
+
+    def _free_slot(self) -> _Slot | None:
+        best: _Slot | None = None
+        for slot in self._slots:
+            if slot.ready and not slot.condemned and len(slot.in_flight) < self._window(slot):
+                if not slot.in_flight:
+                    return slot
+                if best is None or len(slot.in_flight) < len(best.in_flight):
+                    best = slot
+        return best
+
+    def _window(self, slot: _Slot) -> int:
+        ahead = int(SENT_AHEAD_S / max(slot.service_s, 1e-6)) + 1
+        return max(2 * slot.max_batch if slot.max_batch > 1 else 1, min(ahead, MAX_SENT_AHEAD))
+
+    def _send(self, slot: _Slot, request: Request) -> None:
+        now = self._clock.now()
+        if request.expires_s is not None and now >= request.expires_s:
+            self._fail(request, FunctionError("EXPIRED", "The request's expiry interval ran out before it could be run."))
+            return
+        self._numbers += 1
+        request.sent_s = now
+        if not slot.in_flight:
+            slot.busy_since_s = now
+        slot.in_flight[self._numbers] = request
+        slot.worker.send(self._numbers, request)
+        self._watch()
+
+    def _pump(self) -> None:
+        while self._queue:
+            slot = self._free_slot()
+            if slot is None:
+                return
+            self._send(slot, self._dequeue())
+
+    def _dequeue(self) -> Request:
+        request = self._queue.popleft()
+        self._queued_bytes -= len(request.payload)
+        return request
+
+    def _requeue(self, requests: list[Request]) -> None:
+        self._queue.extendleft(reversed(requests))
+        self._queued_bytes += sum(len(r.payload) for r in requests)
+
+    def _fail(self, request: Request, error: AgentError, request_id: str | None = None, reply_to: str | None = None) -> None:
+        request.settle(request, Failure(self.origin, error, request_id, reply_to))
+
+    def _why_failed(self) -> AgentError:
+        why = self.last_loss.text if self.last_loss else ""
+        return FunctionError("FUNCTION_FAILED", f"Function {self.origin.function} does not start: {why}")
+
+    def _overloaded(self) -> AgentError:
+        return FunctionError(
+            "OVERLOADED",
+            f"Function {self.origin.function} already has {len(self._queue)} requests waiting.",
+            "Send fewer, or give it more Processes.",
+        )
+
+    # -- what workers report ----------------------------------------------------------------------------------------
+
+    def on_ready(self, worker: Worker, max_batch: int) -> None:
+        slot = self._slot_of(worker)
+        if slot is None:
+            return
+        slot.ready = True
+        slot.max_batch = max_batch
+        self._failed_starts = 0
+        if slot.stopping:
+            worker.stop()
+        self._pump()
+        self._changed()
+
+    def on_result(self, worker: Worker, n: int, outcome: Answer | Failure) -> None:
+        slot = self._slot_of(worker)
+        request = slot.in_flight.pop(n, None) if slot else None
+        if slot is None or request is None:
+            return
+        now = self._clock.now()
+        slot.service_s += 0.1 * (now - slot.busy_since_s - slot.service_s)
+        slot.busy_since_s = now
+        self._losses = 0
+        request.settle(request, outcome)
+        if self._queue:
+            self._pump()
+        self._end_if_drained()
+
+    def on_lost(self, worker: Worker, reason: AgentError) -> None:
+        """The worker process is gone. Its requests go elsewhere or are answered; a replacement starts in the background."""
+        slot = self._slot_of(worker)
+        if slot is None:
+            return
+        self._slots.remove(slot)
+        self.last_loss = reason
+        if not slot.ready and not slot.stopping:
+            self._failed_starts += 1
+        self._resend(slot, reason)
+        if not self._draining:
+            self._replace()
+        if self.state == "failed":
+            while self._queue:
+                self._fail(self._dequeue(), self._why_failed())
+        self._pump()
+        self._changed()
+        self._end_if_drained()
+
+    def _resend(self, slot: _Slot, reason: AgentError) -> None:
+        again: list[Request] = []
+        for place, request in enumerate(slot.in_flight.values()):
+            at_work = place < slot.max_batch
+            request.tries += at_work
+            if at_work and (request.tries >= MAX_TRIES or reason.code in ("FUNCTION_TIMEOUT", "WORKER_HUNG")):
+                self._fail(request, reason)
+            else:
+                again.append(request)
+        self._requeue(again)
+
+    def _replace(self) -> None:
+        self._losses += 1
+        first, longest = self.limits.backoff_s
+        delay = 0.0 if self._losses == 1 else min(longest, first * 2 ** (self._losses - 2)) * (0.5 + self._jitter() / 2)
+        self._respawning += 1
+        self._clock.later(delay, self._respawn)
+
+    def _respawn(self) -> None:
+        self._respawning -= 1
+        if not self._draining:
+            self._add()
+
+    # -- deadlines --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if not self._timer_set:
+            self._timer_set = True
+            self._clock.later(self.limits.timeout_s, self._find_late)
+
+    def _find_late(self) -> None:
+        """One timer a pool, set again only while something is in flight: no timer is made or cancelled for a request."""
+        self._timer_set = False
+        now, nearest = self._clock.now(), None
+        for slot in self._slots:
+            if not slot.in_flight or slot.condemned:
+                continue
+            left = slot.busy_since_s + self.limits.timeout_s - now
+            if left <= 0:
+                slot.condemned = True
+                slot.worker.check(self._late())
+            else:
+                nearest = left if nearest is None else min(nearest, left)
+        if nearest is not None:
+            self._timer_set = True
+            self._clock.later(nearest, self._find_late)
+
+    def _late(self) -> FunctionError:
+        return FunctionError(
+            "FUNCTION_TIMEOUT",
+            f"Function {self.origin.function} took longer than its Timeout of {self.limits.timeout_s:g} s.",
+            "Raise Timeout in its FunctionConfiguration, or make the handler quicker.",
+        )
+
+    # -- ending -----------------------------------------------------------------------------------------------------
+
+    def hand_over(self, heir: Callable[[Request], None]) -> None:
+        """Gives what has not been sent to a worker to `heir`: the function's next pool."""
+        while self._queue:
+            heir(self._dequeue())
+
+    def drain(self, drained: Callable[[], None]) -> None:
+        """Lets the workers finish what they have, then ends them; `drained` runs when the last one is gone."""
+        self._draining = True
+        self._drained = drained
+        for slot in self._slots:
+            slot.stopping = True
+            if slot.ready or not slot.in_flight:
+                slot.worker.stop()
+        self._end_if_drained()
+
+    def kill(self, reason: FunctionError) -> None:
+        """Ends all workers now; what is in flight is answered with `reason`."""
+        self._draining = True
+        for slot in list(self._slots):
+            slot.stopping = True
+            for request in slot.in_flight.values():
+                request.tries = MAX_TRIES
+            slot.worker.kill(reason)
+        while self._queue:
+            self._fail(self._dequeue(), reason)
+        self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        if self._draining and not self._slots and self._drained is not None:
+            drained, self._drained = self._drained, None
+            while self._queue:
+                self._fail(self._dequeue(), self.last_loss or self._why_failed())
+            drained()
+
+    def _slot_of(self, worker: Worker) -> _Slot | None:
+        for slot in self._slots:
+            if slot.worker is worker:
+                return slot
+        return None
+
+
+class Dispatcher:
+    """The pools in use, by function Id."""
+
+    def __init__(self) -> None:
+        self.pools: dict[str, Pool] = {}
+
+    def submit(self, request: Request) -> None:
+        """Gives the request to its function; a function that is not deployed is answered so."""
+        pool = self.pools.get(request.function)
+        if pool is not None:
+            pool.submit(request)
+        else:
+            request.settle(request, Failure(Origin(request.function, None, None, None), _not_deployed(request.function)))
+
+    def ready(self, function: str) -> bool:
+        """Whether a request for `function` would be run now (one that is not deployed is answered now)."""
+        pool = self.pools.get(function)
+        return pool is None or pool.state != "starting"
+
+    def promote(self, pools: Iterable[Pool], drained: Callable[[Pool], None]) -> None:
+        """Puts `pools` into use in place of all that were; those drain, and what waited in them goes to the new ones."""
+        old = self.pools
+        self.pools = {pool.origin.function: pool for pool in pools}
+        for pool in old.values():
+            pool.hand_over(self.submit)
+            pool.drain(lambda pool=pool: drained(pool))  # type: ignore[misc]
+
+    def states(self) -> list[tuple[str, str]]:
+        """(function, state) of each function in use, sorted."""
+        return sorted((name, pool.state) for name, pool in self.pools.items())
+
+
+def _not_deployed(function: str) -> FunctionError:
+    return FunctionError(
+        "FUNCTION_NOT_DEPLOYED",
+        f"No function with the Id {function!r} is deployed on this core.",
+        "Deploy a group that has it, or take the subscription away.",
+    )

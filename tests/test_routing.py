@@ -1,0 +1,123 @@
+"""Filters and routes, with paho's own matcher as the oracle."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paho.mqtt.client import topic_matches_sub
+
+from agent.routing import topics
+from agent.routing.subscriptions import Subscriptions, find_cycle
+from agent.settings import Subscription
+
+LEVEL = st.sampled_from(["", "a", "b", "$x", "c"])
+NAMES = st.lists(LEVEL, min_size=1, max_size=4).map("/".join).filter(bool)
+FILTERS = (
+    st.tuples(st.lists(st.one_of(LEVEL, st.just("+")), min_size=0, max_size=4), st.booleans())
+    .map(lambda pair: "/".join([*pair[0], "#"] if pair[1] else pair[0]))
+    .filter(bool)
+)
+ALL_NAMES = ["/".join(p) for n in (1, 2, 3, 4) for p in itertools.product(["", "a", "b", "$x", "zz"], repeat=n)]
+ALL_NAMES = [name for name in ALL_NAMES if name]
+
+
+@pytest.mark.parametrize("subject", ["a", "+", "#", "a/#", "+/b/#", "/", "a//b", "$SYS/#", "+/+"])
+def test_filters_that_are_allowed(subject: str) -> None:
+    assert topics.filter_problem(subject) is None
+
+
+@pytest.mark.parametrize("subject", ["", "a#", "#/a", "a/b+", "+a", "a/#/b", "a\0b", "a" * 65536, "\ud800"])
+def test_filters_that_are_refused(subject: str) -> None:
+    assert topics.filter_problem(subject)
+
+
+@pytest.mark.parametrize("topic", ["", "a/+", "#", "a\0"])
+def test_names_that_are_refused(topic: str) -> None:
+    assert topics.name_problem(topic)
+
+
+@given(FILTERS, NAMES)
+def test_matches_as_paho_does(subject: str, topic: str) -> None:
+    assert topics.matches(subject, topic) == topic_matches_sub(subject, topic)
+
+
+@given(FILTERS, FILTERS)
+@settings(max_examples=150, deadline=None)
+def test_overlap_join_and_cover_against_enumeration(a: str, b: str) -> None:
+    in_a = {t for t in ALL_NAMES if topic_matches_sub(a, t)}
+    in_b = {t for t in ALL_NAMES if topic_matches_sub(b, t)}
+    assert topics.overlaps(a, b) == topics.overlaps(b, a)
+    if in_a & in_b:
+        assert topics.overlaps(a, b)
+        joined = topics.join(a, b)
+        assert topics.filter_problem(joined) is None
+        assert all(topic_matches_sub(joined, t) for t in in_a | in_b)
+    if topics.covers(a, b):
+        assert in_b <= in_a
+
+
+@given(st.lists(FILTERS, max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_a_disjoint_cover_delivers_each_wanted_topic_exactly_once(filters: list[str]) -> None:
+    cover = topics.disjoint_cover(filters)
+    for topic in ALL_NAMES:
+        hits = sum(topic_matches_sub(f, topic) for f in cover)
+        assert hits <= 1
+        if any(topic_matches_sub(f, topic) for f in filters):
+            assert hits == 1
+
+
+def test_a_cover_widens_no_more_than_it_must() -> None:
+    assert topics.disjoint_cover(["a/b", "a/+", "c"]) == {"a/+", "c"}
+    assert topics.disjoint_cover(["a/b/+", "a/+/c"]) == {"a/+/+"}
+    assert topics.disjoint_cover(["a/b", "a/c"]) == {"a/b", "a/c"}
+
+
+SUBSCRIPTIONS = st.lists(
+    st.builds(
+        Subscription,
+        source=st.sampled_from(["local", "cloud"]),
+        subject=FILTERS,
+        target=st.sampled_from(["function:a", "function:b", "cloud"]),
+    ),
+    max_size=8,
+)
+
+
+@given(SUBSCRIPTIONS, NAMES)
+def test_each_target_once_and_just_those_that_match(subscriptions: list[Subscription], topic: str) -> None:
+    table = Subscriptions(subscriptions)
+    wanted = {s.target for s in subscriptions if s.source == "local" and topic_matches_sub(s.subject, topic)}
+    first, again = table.route("local", topic), table.route("local", topic)
+    assert len(set(first)) == len(first)
+    assert set(first) == wanted
+    assert again == first
+
+
+def cycle(*rows: tuple[str, str, str], **more: object) -> list[Subscription] | None:
+    return find_cycle([Subscription(*row) for row in rows], **more)  # type: ignore[arg-type]
+
+
+def test_a_function_that_hears_itself_over_a_link_is_a_cycle() -> None:
+    hears = ("local", "s/#", "function:f"), ("function:f", "s/+/f", "local")
+    assert cycle(*hears)
+    assert cycle(*hears, through=[]) is None
+    assert cycle(("local", "s/+", "function:f"), ("function:f", "s/+/f", "local")) is None
+
+
+def test_a_bridge_there_and_back_is_a_cycle_only_where_it_closes() -> None:
+    assert cycle(("local", "a", "cloud"), ("cloud", "a", "local"))
+    assert cycle(("local", "a", "cloud"), ("cloud", "b", "local")) is None
+    assert cycle(("local", "a", "cloud")) is None
+    assert cycle(("local", "a", "cloud"), one_link=True)
+
+
+def test_a_long_round_is_found_and_told_in_order() -> None:
+    found = cycle(
+        ("local", "in", "function:f"), ("function:f", "mid", "function:g"), ("function:g", "in", "local"), ("local", "x", "cloud")
+    )
+    assert found is not None
+    assert [s.target for s in found] == ["local", "function:f", "function:g"]
