@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -27,7 +28,8 @@ import pytest
 from botocore.config import Config
 
 START_DEADLINE_S = 60.0
-REQUEST_LINE = re.compile(r'"(?:\x1b\[[0-9;]*m)?([A-Z]+) (\S+) HTTP/[0-9.]+(?:\x1b\[0m)?" (\d+)')
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+REQUEST_LINE = re.compile(r'"(?:\x1b\[[0-9;]*m)*([A-Z]+) (\S+) HTTP/[0-9.]+(?:\x1b\[0m)?" (\d+)')
 
 
 def free_port() -> int:
@@ -35,6 +37,10 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class S3Server:
@@ -54,7 +60,9 @@ class S3Server:
             environment["INITIAL_NO_AUTH_ACTION_COUNT"] = str(authenticate)
         with self.log.open("wb") as log:
             command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, preexec_fn=_die_with_parent
+            )
         self._buckets: set[str] = set()
         self._wait_until_up()
 
@@ -84,7 +92,7 @@ class S3Server:
 
     def client(self, service: str = "s3", key: str = "testing", secret: str = "testing") -> Any:
         """A boto3 client of this server."""
-        return boto3.client(
+        return boto3.client(  # type: ignore[call-overload]
             service,
             endpoint_url=self.endpoint,
             region_name="us-east-1",
