@@ -1,0 +1,123 @@
+# Sourced by the other scripts: makes the checkout's own .venv and keeps it in step with setup.cfg.
+#
+# A stamp in .venv says what was installed from what, so that the next run takes no time. pip and apt-get use this
+# machine's own configuration.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=$ROOT/.venv
+CACHE=$ROOT/.cache
+
+say() { printf '%s\n' "$*" >&2; }
+
+fail() {
+    say "error: $1"
+    shift
+    local line
+    for line in "$@"; do say "       $line"; done
+    exit 1
+}
+
+# quietly TEXT COMMAND..: runs the command; its output is shown only when it fails.
+quietly() {
+    local text=$1 log
+    shift
+    say "- $text"
+    log=$(mktemp)
+    if ! "$@" >"$log" 2>&1; then
+        tail -n 40 "$log" >&2
+        rm -f "$log"
+        fail "could not $text" "The command was: $*"
+    fi
+    rm -f "$log"
+}
+
+# find_python: sets PYTHON to a Python of 3.10 or later (MARRAM_PYTHON chooses one).
+find_python() {
+    local candidate
+    for candidate in "${MARRAM_PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
+        [ -n "$candidate" ] || continue
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            PYTHON=$(command -v "$candidate")
+            return
+        fi
+    done
+    return 1
+}
+
+# has NAME: whether the command (or, with a name in .h, the C header) is on this machine.
+has() {
+    case $1 in
+    # Debian puts mosquitto into /usr/sbin, which is not on every user's path.
+    *.h) printf '#include <%s>\n' "$1" | gcc -E - >/dev/null 2>&1 ;;
+    *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null ;;
+    esac
+}
+
+# missing_packages NAME:PACKAGE..: the Debian packages whose commands or headers are not on this machine.
+missing_packages() {
+    local pair
+    find_python || printf 'python3 '
+    if find_python && ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then printf 'python3-venv '; fi
+    for pair in "$@"; do
+        has "${pair%%:*}" || printf '%s ' "${pair##*:}"
+    done
+}
+
+# need NAME:PACKAGE..: stops, naming the packages that are missing.
+need() {
+    local missing
+    missing=$(missing_packages "$@")
+    [ -z "$missing" ] || fail "this machine lacks: $missing" "On Debian or Ubuntu: sudo apt-get install $missing"
+}
+
+# need_or_install NAME:PACKAGE..: the same, but installs them where it may (as root, with apt-get).
+need_or_install() {
+    local missing
+    missing=$(missing_packages "$@")
+    if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        quietly "refresh the list of Debian packages" apt-get -qq update
+        # A package that starts a service would take the broker's port: the tests start their own.
+        # shellcheck disable=SC2086
+        quietly "install $missing" without_services apt-get -qq -y --no-install-recommends install $missing
+    fi
+    need "$@"
+}
+
+# without_services COMMAND..: keeps Debian's packages from starting a service while the command runs.
+without_services() {
+    local policy=/usr/sbin/policy-rc.d ours=
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+        ours=yes
+    fi
+    local result=0
+    DEBIAN_FRONTEND=noninteractive "$@" || result=$?
+    [ -z "$ours" ] || rm -f "$policy"
+    return $result
+}
+
+# stamp EXTRAS: what an installation depends on, as one line.
+stamp() {
+    cat "$ROOT/setup.cfg" "$ROOT/pyproject.toml" "$ROOT/scripts/install-runtime" "$ROOT/scripts/environment.sh" \
+        <(grep __version__ "$ROOT/agent/__init__.py") <(printf '%s\n' "$1" "$ROOT" "$("$PYTHON" -V)") | sha256sum | cut -d' ' -f1
+}
+
+# install NAME EXTRAS: puts marram with these extras, dlr and ONNX Runtime into .venv, unless that is done.
+install() {
+    local name=$1 extras=$2 file=$VENV/.marram-$1 now
+    find_python || fail "Python 3.10 or later is needed"
+    now=$(stamp "$extras")
+    if [ -x "$VENV/bin/marram" ] && [ "$(cat "$file" 2>/dev/null)" = "$now" ]; then return; fi
+    # A virtual environment does not survive a move, nor its Python's end.
+    if ! "$VENV/bin/python" -c "import sys; sys.exit(sys.prefix != '$VENV')" 2>/dev/null; then
+        rm -rf "$VENV"
+        quietly "make the virtual environment .venv" "$PYTHON" -m venv "$VENV"
+    fi
+    rm -f "$file"
+    quietly "install marram [$extras] into .venv (a minute or two, once)" \
+        "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet --editable "$ROOT[$extras]"
+    quietly "install dlr and libdlr into .venv" "$ROOT/scripts/install-runtime" dlr "$VENV"
+    quietly "install ONNX Runtime into .venv" "$ROOT/scripts/install-runtime" onnx "$VENV"
+    printf '%s\n' "$now" >"$file"
+}
