@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
+
+EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,9 +16,11 @@ class Link:
 
     Attributes:
         name: ``local`` or ``cloud``.
-        url: ``embedded``, ``mqtt://host:port`` or ``mqtts://host:port``, with user and password in it where wanted.
+        url: ``embedded``, ``mqtt://host:port`` or ``mqtts://host:port``; `load` moves the credentials in the file's
+            to `username` and `password` and fills in the port, so that it can be logged.
         listen: where the embedded broker listens, ``host:port``; loopback unless told otherwise.
-        ca, cert, key: PEM files for TLS, absolute.
+        ca, cert, key: PEM files for TLS, absolute; without `ca` the system's authorities are trusted.
+        username, password: for the broker's CONNECT; never logged.
         keepalive_s: MQTT keep-alive, seconds.
     """
 
@@ -26,8 +31,24 @@ class Link:
     cert: Path | None = None
     key: Path | None = None
     username: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     keepalive_s: int = 30
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the agent starts this link's broker itself."""
+        return self.url == EMBEDDED
+
+    @property
+    def tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.url.startswith("mqtts:")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to connect to; for an embedded broker, where it listens."""
+        parts = urlsplit(f"//{self.listen}" if self.embedded else self.url)
+        return parts.hostname or "", parts.port or (8883 if self.tls else 1883)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +100,7 @@ class Settings:
         state: the state directory, absolute.
         functions: folders in which a function's folder is looked for, absolute.
         local, cloud: the links; `cloud` is None where the file says ``cloud: local`` (one connection for both).
+        warnings: what is doubtful in the file and stops nothing, each with its line; for the log and `marram check`.
     """
 
     file: Path
@@ -90,3 +112,17 @@ class Settings:
     topics: Topics
     subscriptions: tuple[Subscription, ...]
     policy: Policy
+    warnings: tuple[str, ...] = ()
+
+
+def load(file: Path) -> Settings:
+    """The settings in `file`, wholly checked. Blocks; reads the certificates that the file names, too.
+
+    Raises:
+        ConfigError: BAD_SETTINGS with every problem and its line; SETTINGS_UNREADABLE where there is no such file.
+    """
+    # Here and not above: the reader checks with agent.routing, whose values are those of this module; and a process
+    # that is only handed the values needs no YAML.
+    from agent.settings_reader import read_settings
+
+    return read_settings(file)
