@@ -1,0 +1,213 @@
+"""The values of a deployment: what a group's document says once it has been read and found right.
+
+Nothing here reads, checks or acts; `document.parse` makes these values and nobody changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from agent.settings import Subscription
+
+NEW: Final = "NewDeployment"
+REDEPLOYMENT: Final = "Redeployment"
+RESET: Final = "ResetDeployment"
+FORCE_RESET: Final = "ForceResetDeployment"
+TYPES: Final = (NEW, REDEPLOYMENT, RESET, FORCE_RESET)
+ENDPOINT_ARN: Final = "marram:model"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Source:
+    """An object in any S3: ``s3://bucket/key``."""
+
+    uri: str
+
+    @property
+    def name(self) -> str:
+        """What the policy's patterns are matched with, and what logs and manifests say."""
+        return self.uri
+
+
+@dataclass(frozen=True, slots=True)
+class HttpsSource:
+    """An https URL; its query may hold a signature and is never logged, stored in a manifest or reported."""
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        """The URL without its query."""
+        return self.url.partition("?")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A file on the core, absolute."""
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        """The path as a ``file://`` URL, as the policy's patterns have it."""
+        return f"file://{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class SageMakerSource:
+    """The artefact of a SageMaker training job."""
+
+    arn: str
+
+    @property
+    def name(self) -> str:
+        """The job's ARN."""
+        return self.arn
+
+
+Source = S3Source | HttpsSource | FileSource | SageMakerSource
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """OwnerSetting: the group (a name or a GID) that a resource's files belong to, and ``ro`` or ``rw``."""
+
+    group: str
+    permission: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A model.
+
+    Attributes:
+        destination: DestinationPath, absolute and normalised; None where the document has none.
+        digest: the archive's promised ``sha256:..``; None where the document gives none.
+        runtime: the runtime's name; None: found out from the files.
+        options: settings of the runtime.
+    """
+
+    id: str
+    name: str
+    source: Source
+    destination: str | None = None
+    owner: Owner | None = None
+    digest: str | None = None
+    runtime: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AccessPolicy:
+    """That a function may use a resource; `permission` None inherits the owner's."""
+
+    resource: str
+    permission: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How many waiting events one call of a batch handler takes, and how long it waits for more."""
+
+    max_size: int = 32
+    max_delay_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Which requests become training data: each with probability `rate`, 0..1."""
+
+    strategy: str
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of the group.
+
+    Attributes:
+        arn: FunctionArn as the document has it.
+        folder: the function's folder on the core; None for a model endpoint (`endpoint`) or with `code`.
+        encoding: ``json`` or ``binary``.
+        timeout_s: for one request, seconds.
+        memory_kb: resident memory, KiB; None: unlimited.
+        policies: its resources in the document's order; the first is the one that results name.
+        isolation: ``NoContainer``, or None where the document leaves it open.
+        interpreter: the name of one of the policy's interpreters; None: the agent's own.
+        meta: whether results that are JSON objects carry ``meta``.
+        handler: Executable; None: ``handler``.
+    """
+
+    id: str
+    arn: str
+    folder: str | None = None
+    endpoint: bool = False
+    encoding: str = "json"
+    timeout_s: float = 3.0
+    memory_kb: int | None = None
+    pinned: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
+    policies: tuple[AccessPolicy, ...] = ()
+    isolation: str | None = None
+    interpreter: str | None = None
+    processes: int = 1
+    batch: Batch = Batch()
+    capture: Capture | None = None
+    meta: bool = True
+    handler: str | None = None
+    code: Source | None = None
+    code_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probation:
+    """How long a new group is watched: until either has passed."""
+
+    seconds: float = 5.0
+    requests: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A deployment's document.
+
+    Attributes:
+        type: one of `TYPES`.
+        sequence: Marram.Sequence; None where the document has none.
+        body_digest: SHA-256 of the document's exact bytes, hex.
+        warnings: what the document asks for and this core does not do.
+    """
+
+    id: str
+    type: str
+    sequence: int | None
+    body_digest: str
+    resources: tuple[Resource, ...] = ()
+    functions: tuple[Function, ...] = ()
+    subscriptions: tuple[Subscription, ...] = ()
+    warnings: tuple[str, ...] = ()
+    probation: Probation | None = None
+
+    def resource(self, id: str) -> Resource:
+        """The resource with that Id.
+
+        Raises:
+            KeyError: the group has none.
+        """
+        for resource in self.resources:
+            if resource.id == id:
+                return resource
+        raise KeyError(id)
+
+    def function(self, id: str) -> Function:
+        """The function with that Id.
+
+        Raises:
+            KeyError: the group has none.
+        """
+        for function in self.functions:
+            if function.id == id:
+                return function
+        raise KeyError(id)

@@ -1,0 +1,255 @@
+"""Reads a document's Functions: V1's shapes and rules, and what the key ``Marram`` adds. Pure; notes every problem."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from agent.deployment.definition import ENDPOINT_ARN, AccessPolicy, Batch, Capture, Function, Resource
+from agent.deployment.fields import FORBIDDEN, UNSUPPORTED, Fields, nearest, shown
+from agent.deployment.resources import ID, ID_WORDS, read_code
+
+MAX_FUNCTIONS: Final = 200  # V1: functions a group
+MAX_POLICIES: Final = 20  # V1: resources a function
+MAX_PROCESSES: Final = 64
+MAX_TIMEOUT_S: Final = 86_400.0
+MAX_BATCH: Final = 4096
+FOLDER: Final = r"[A-Za-z0-9_-]{1,140}"
+LAMBDA_ARN: Final = re.compile(
+    r"arn:aws[a-z-]*:lambda:[a-z0-9-]*:[0-9]*:function:(?P<name>[A-Za-z0-9_-]{1,140})(:[A-Za-z0-9$_-]{1,128})?"
+)
+STRATEGIES_TO_COME: Final = ("least_confidence", "margin", "entropy")
+RESERVED_VARIABLE: Final = re.compile(r"AWS_GG_.*|MARRAM_.*|LD_PRELOAD|LD_AUDIT|PYTHON[A-Z]*")
+
+
+def read_functions(
+    document: Fields, resources: Mapping[str, Resource], interpreters: Mapping[str, str] | None
+) -> tuple[Function, ...]:
+    """All functions of the document whose Ids could be read; `interpreters` None allows any."""
+    functions: dict[str, Function] = {}
+    for value, where in document.items("Functions", MAX_FUNCTIONS):
+        fields = Fields(value, where, document.problems)
+        function = _function(fields, resources, interpreters)
+        if function is None:
+            continue
+        if function.id in functions:
+            fields.bad("Id", f"a second function has the Id {function.id}")
+        functions.setdefault(function.id, function)
+    if any(f.isolation is None for f in functions.values()):
+        document.problems.warn(
+            "Functions", "where IsolationMode is absent, workers run as the agent's user, without a container"
+        )
+    return tuple(functions.values())
+
+
+def _function(
+    fields: Fields, resources: Mapping[str, Resource], interpreters: Mapping[str, str] | None
+) -> Function | None:
+    id = fields.text("Id", required=True, pattern=ID, what=ID_WORDS)
+    arn = fields.text("FunctionArn", required=True)
+    folder = _folder(fields, arn) if arn else None
+    values: dict[str, object] = {}
+    configuration = fields.fields("FunctionConfiguration")
+    if configuration is not None:
+        values.update(_configuration(configuration, resources))
+    extra = fields.fields("Marram")
+    if extra is not None:
+        values.update(_extra(extra, interpreters))
+    fields.done()
+    if id is None or arn is None:
+        return None
+    function = Function(id, arn, folder, endpoint=arn == ENDPOINT_ARN, **values)  # type: ignore[arg-type]
+    if function.endpoint and len(function.policies) != 1:
+        fields.bad(
+            "FunctionConfiguration.Environment.ResourceAccessPolicies",
+            f"{ENDPOINT_ARN} serves exactly one model resource; {len(function.policies)} are named",
+        )
+    return function
+
+
+def _folder(fields: Fields, arn: str) -> str | None:
+    if arn == ENDPOINT_ARN:
+        return None
+    lambda_arn = LAMBDA_ARN.fullmatch(arn)
+    if lambda_arn:
+        return lambda_arn["name"]
+    local = re.fullmatch(f"function:({FOLDER})", arn)
+    if local:
+        return local[1]
+    fields.bad("FunctionArn", f'must be "function:FOLDER", a Lambda ARN or "{ENDPOINT_ARN}", not {shown(arn)}')
+    return None
+
+
+def _configuration(fields: Fields, resources: Mapping[str, Resource]) -> dict[str, object]:
+    values: dict[str, object] = {
+        "encoding": fields.choice("EncodingType", ("json", "binary"), "json"),
+        "timeout_s": fields.number("Timeout", 3.0, 0.001, MAX_TIMEOUT_S),
+        "memory_kb": fields.integer("MemorySize", None, 1, 2**40),
+        "pinned": fields.flag("Pinned", False),
+        "handler": fields.text("Executable", pattern=r"[A-Za-z_][\w.]{0,255}", what="the name of a handler"),
+    }
+    for key in ("ExecArgs", "FunctionRuntimeOverride"):
+        if fields.take(key) is not None:
+            fields.problems.warn(fields.path(key), "is not used by this core")
+    environment = fields.fields("Environment")
+    if environment is not None:
+        values.update(_environment(environment, resources))
+    fields.done()
+    return values
+
+
+def _environment(fields: Fields, resources: Mapping[str, Resource]) -> dict[str, object]:
+    if fields.flag("AccessSysfs", False):
+        fields.problems.warn(fields.path("AccessSysfs"), "is not used: workers see /sys as the agent's user does")
+    isolation = _execution(fields)
+    values: dict[str, object] = {
+        "isolation": isolation,
+        "variables": _variables(fields),
+        "policies": _policies(fields, resources, isolation),
+    }
+    fields.done()
+    return values
+
+
+def _execution(environment: Fields) -> str | None:
+    fields = environment.fields("Execution")
+    if fields is None:
+        return None
+    isolation = fields.choice("IsolationMode", ("GreengrassContainer", "NoContainer"))
+    if isolation == "GreengrassContainer":
+        fields.bad("IsolationMode", "GreengrassContainer is not supported yet; use NoContainer", UNSUPPORTED)
+    if fields.take("RunAs") is not None:
+        fields.bad("RunAs", "is not supported yet; without it workers run as the agent's user", UNSUPPORTED)
+    fields.done()
+    return isolation
+
+
+def _variables(environment: Fields) -> dict[str, str]:
+    raw = environment.take("Variables")
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        environment.bad("Variables", f"must be an object of texts, not {shown(raw)}")
+        return {}
+    variables: dict[str, str] = {}
+    for name, value in raw.items():
+        where = f"Variables.{name}"
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or not isinstance(value, str) or "\0" in value:
+            environment.bad(where, f"must be a variable's name and a text, not {shown(value)}")
+        elif not value.isascii() and not _is_unicode(value):
+            environment.bad(where, "is not valid Unicode")
+        elif RESERVED_VARIABLE.fullmatch(name):
+            environment.bad(where, "is set by the agent and cannot be given")
+        else:
+            variables[name] = value
+    if variables.get("MXNET_ENGINE_TYPE") == "NativeEngine":  # documented for V1, refused by MXNet 1.9.1 at import
+        variables["MXNET_ENGINE_TYPE"] = "NaiveEngine"
+        environment.problems.warn(environment.path("Variables.MXNET_ENGINE_TYPE"), "NativeEngine is run as NaiveEngine")
+    return variables
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _policies(
+    environment: Fields, resources: Mapping[str, Resource], isolation: str | None
+) -> tuple[AccessPolicy, ...]:
+    policies: dict[str, AccessPolicy] = {}
+    for value, where in environment.items("ResourceAccessPolicies", MAX_POLICIES):
+        fields = Fields(value, where, environment.problems)
+        policy = _policy(fields, resources, isolation)
+        if policy is None:
+            continue
+        if policy.resource in policies:
+            fields.bad("ResourceId", f"{policy.resource} is named twice")
+        policies[policy.resource] = policy
+    found = [resources[p] for p in policies if p in resources]
+    _check_destinations(environment, found)
+    return tuple(policies.values())
+
+
+def _policy(fields: Fields, resources: Mapping[str, Resource], isolation: str | None) -> AccessPolicy | None:
+    id = fields.text("ResourceId", required=True, pattern=ID, what=ID_WORDS)
+    permission = fields.choice("Permission", ("ro", "rw"))
+    fields.done()
+    if id is None:
+        return None
+    resource = resources.get(id)
+    if resource is None:
+        fields.bad("ResourceId", f"no (readable) resource has the Id {id}{nearest(id, list(resources))}")
+        return AccessPolicy(id, permission)
+    if isolation == "NoContainer":
+        if resource.owner is None:
+            fields.bad("ResourceId", f"NoContainer needs an OwnerSetting on the resource {id}")
+        if permission is not None:
+            fields.bad("Permission", "NoContainer takes no Permission: it is the owner's; leave it out")
+    if permission == "rw" and resource.owner is not None and resource.owner.permission == "ro":
+        fields.bad("Permission", f"rw is more than the owner of {id} has (ro)")
+    if (permission or (resource.owner and resource.owner.permission)) == "rw":
+        fields.bad("Permission", f"rw on a model ({id}) is not supported yet; use ro", UNSUPPORTED)
+    return AccessPolicy(id, permission)
+
+
+def _check_destinations(environment: Fields, resources: list[Resource]) -> None:
+    """V1 refuses equal and nested destinations on one function; here they could not be laid out as links."""
+    paths = sorted((r.destination + "/", r.id) for r in resources if r.destination)
+    for (outer, a), (inner, b) in itertools.pairwise(paths):
+        if inner.startswith(outer):
+            text = f"the DestinationPaths of {a} and {b} are equal or one lies within the other"
+            environment.bad("ResourceAccessPolicies", text)
+
+
+def _extra(fields: Fields, interpreters: Mapping[str, str] | None) -> dict[str, object]:
+    values: dict[str, object] = {
+        "interpreter": _interpreter(fields, interpreters),
+        "processes": fields.integer("Processes", 1, 1, MAX_PROCESSES),
+        "batch": _batch(fields),
+        "capture": _capture(fields),
+        "meta": fields.flag("Meta", True),
+    }
+    read_code(fields, fields.problems)
+    fields.done()
+    return values
+
+
+def _interpreter(fields: Fields, interpreters: Mapping[str, str] | None) -> str | None:
+    name = fields.text("Interpreter")
+    if name is not None and interpreters is not None and name not in interpreters:
+        line = f"interpreters: {{{name}: /path/to/its/bin/python}}"
+        text = f'the interpreter {name} is not allowed here; add to policy in topics.yaml: "{line}"'
+        fields.bad("Interpreter", text + nearest(name, list(interpreters)), FORBIDDEN)
+    return name
+
+
+def _batch(fields: Fields) -> Batch:
+    batch = fields.fields("Batch")
+    if batch is None:
+        return Batch()
+    size = batch.integer("MaxSize", 32, 1, MAX_BATCH)
+    delay = batch.integer("MaxDelayMs", 0, 0, 60_000)
+    batch.done()
+    return Batch(size or 32, delay or 0)
+
+
+def _capture(fields: Fields) -> Capture | None:
+    capture = fields.fields("Capture")
+    if capture is None:
+        return None
+    strategy = capture.text("Strategy", required=True)
+    rate = capture.number("Rate", None, 0.0, 1.0)
+    if strategy is not None and strategy.lower() in STRATEGIES_TO_COME:
+        capture.bad("Strategy", f"{strategy} is not supported yet; random is", UNSUPPORTED)
+        return None
+    if strategy is not None and strategy != "random":
+        capture.bad("Strategy", f"must be random, not {shown(strategy)}{nearest(strategy, ['random'])}")
+    if not capture.has("Rate"):
+        capture.bad("Rate", "is missing: the share of requests to keep, 0 to 1")
+    capture.done()
+    return Capture("random", float(rate or 0.0))

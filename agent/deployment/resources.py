@@ -1,0 +1,197 @@
+"""Reads a document's Resources: V1's shapes and rules for machine-learning resources, and this project's own sources.
+
+Pure. Every problem is noted, none ends the reading. What V1 has and is not built yet is noted as NOT_SUPPORTED.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Final
+from urllib.parse import urlsplit
+
+from agent.deployment.definition import FileSource, HttpsSource, Owner, Resource, S3Source, SageMakerSource, Source
+from agent.deployment.fields import UNSUPPORTED, Fields, Problems, nearest, shown
+
+ID: Final = r"[A-Za-z0-9:_-]{1,128}"
+ID_WORDS: Final = "1 to 128 of the characters A-Z a-z 0-9 : _ -"
+DIGEST: Final = r"sha256:[0-9a-f]{64}"
+DIGEST_WORDS: Final = '"sha256:" and 64 lower-case hex digits'
+GROUP: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+MAX_RESOURCES: Final = 200  # V1: resources a group
+RUNTIMES: Final = ("dlr", "onnx")
+RUNTIMES_TO_COME: Final = ("litert", "tensorflow", "mxnet")
+SCALARS: Final = (str, int, float, bool)
+# V1: a bucket name with a dot does not go with its TLS host name.
+S3_URI: Final = r"s3://(?P<bucket>[a-z0-9][a-z0-9-]{1,61}[a-z0-9])/(?P<key>.+)"
+
+S3: Final = "S3MachineLearningModelResourceData"
+SAGEMAKER: Final = "SageMakerMachineLearningModelResourceData"
+HTTPS: Final = "HttpsMachineLearningModelResourceData"
+FILE: Final = "FileMachineLearningModelResourceData"
+MODELS: Final = (S3, HTTPS, FILE, SAGEMAKER)
+NOT_BUILT: Final = ("LocalDeviceResourceData", "LocalVolumeResourceData", "SecretsManagerSecretResourceData")
+
+
+def read_resources(document: Fields) -> tuple[Resource, ...]:
+    """All resources of the document whose Ids could be read."""
+    resources: dict[str, Resource] = {}
+    names: set[str] = set()
+    for value, where in document.items("Resources", MAX_RESOURCES):
+        resource = _resource(Fields(value, where, document.problems))
+        if resource is None:
+            continue
+        if resource.id in resources:
+            document.problems.note("BAD_DOCUMENT", where, f"a second resource has the Id {resource.id}")
+        if resource.name in names:
+            document.problems.note("BAD_DOCUMENT", where, f"a second resource has the Name {resource.name}")
+        names.add(resource.name)
+        resources.setdefault(resource.id, resource)
+    return tuple(resources.values())
+
+
+def _resource(fields: Fields) -> Resource | None:
+    id = fields.text("Id", required=True, pattern=ID, what=ID_WORDS)
+    name = fields.text("Name", required=True, pattern=ID, what=ID_WORDS)
+    data = _data(fields)
+    extra = fields.fields("Marram")
+    digest, runtime, options = _extra(extra) if extra else (None, None, {})
+    fields.done()
+    if id is None or data is None:
+        return None
+    source = _source(data)
+    destination = _destination(data)
+    owner = _owner(data)
+    data.done()
+    if source is None:
+        return None
+    return Resource(id, name or id, source, destination, owner, digest, runtime, options)
+
+
+def _data(fields: Fields) -> Fields | None:
+    """The one member of ResourceDataContainer, if it is a model."""
+    container = fields.fields("ResourceDataContainer")
+    if container is None:
+        fields.bad("ResourceDataContainer", "is missing")
+        return None
+    members = [m for m in (*MODELS, *NOT_BUILT) if container.has(m)]
+    found = {m: container.fields(m) for m in MODELS if container.has(m)}
+    for member in NOT_BUILT:
+        if container.take(member) is not None:
+            container.bad(member, "is not supported yet; only models are", UNSUPPORTED)
+    for member in MODELS:
+        container.take(member)
+    container.done()
+    if len(members) != 1:
+        container.bad("", f"must have exactly one member, such as {S3}; it has {len(members)}")
+        return None
+    return found.get(members[0])
+
+
+def _source(data: Fields) -> Source | None:
+    member = data.where.rpartition(".")[2]
+    if member == S3:
+        return _s3(data, "S3Uri")
+    if member == HTTPS:
+        return _https(data, "Url")
+    if member == FILE:
+        return _file(data, "Path")
+    arn = data.text("SageMakerJobArn", required=True)
+    data.bad("", "a SageMaker training job is not supported yet as a source; give its artefact's S3Uri", UNSUPPORTED)
+    return SageMakerSource(arn) if arn else None
+
+
+def _s3(data: Fields, key: str) -> S3Source | None:
+    what = 'an S3 URI such as "s3://bucket/model.tar.gz" (the bucket in lower case and without dots)'
+    uri = data.text(key, required=True, pattern=S3_URI, what=what)
+    if uri is not None and _has_dots(uri[5:]):
+        data.bad(key, f'has "." or ".." as a part of its key: {shown(uri)}')
+        return None
+    return S3Source(uri) if uri else None
+
+
+def _https(data: Fields, key: str) -> HttpsSource | None:
+    url = data.text(key, required=True, pattern=r"https://[^\s\\]+")
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises where the port is no number
+    except ValueError:
+        data.bad(key, "is no https URL")
+        return None
+    if not parts.hostname or parts.username is not None or parts.fragment or _has_dots(parts.path):
+        data.bad(key, 'must be an https URL with a host, without user, fragment or ".." in its path')
+        return None
+    return HttpsSource(url)
+
+
+def _file(data: Fields, key: str) -> FileSource | None:
+    path = data.text(key, required=True)
+    if path is None:
+        return None
+    if not _is_clean(path):
+        data.bad(key, f'must be an absolute path without "." and "..", not {shown(path)}')
+        return None
+    return FileSource(path)
+
+
+def _destination(data: Fields) -> str | None:
+    path = data.text("DestinationPath")
+    if path is not None and (not _is_clean(path.rstrip("/")) or path.startswith("//")):
+        data.bad("DestinationPath", f'must be an absolute path without "." and "..", not {shown(path)}')
+        return None
+    return path.rstrip("/") if path else None
+
+
+def _is_clean(path: str) -> bool:
+    return path.startswith("/") and path != "/" and posixpath.normpath(path) == path and not path.startswith("//")
+
+
+def _has_dots(path: str) -> bool:
+    return any(part in (".", "..") for part in path.replace("%2e", ".").replace("%2E", ".").split("/"))
+
+
+def _owner(data: Fields) -> Owner | None:
+    setting = data.fields("OwnerSetting")
+    if setting is None:
+        return None
+    group = setting.text("GroupOwner", required=True, pattern=GROUP, what="a group's name or GID")
+    if not setting.has("GroupPermission"):
+        setting.bad("GroupPermission", "is missing")
+    permission = setting.choice("GroupPermission", ("ro", "rw"))
+    setting.done()
+    if group and permission:
+        text = f"the group {group} is not given to workers yet; they run as the agent's user"
+        setting.problems.warn(setting.where, text)
+        return Owner(group, permission)
+    return None
+
+
+def _extra(extra: Fields) -> tuple[str | None, str | None, dict[str, object]]:
+    digest = extra.text("Digest", pattern=DIGEST, what=DIGEST_WORDS)
+    runtime = extra.text("Runtime")
+    if runtime in RUNTIMES_TO_COME:
+        extra.bad("Runtime", f"the runtime {runtime} is not supported yet", UNSUPPORTED)
+    elif runtime is not None and runtime not in RUNTIMES:
+        extra.bad("Runtime", f"must be one of {', '.join(RUNTIMES)}, not {shown(runtime)}{nearest(runtime, RUNTIMES)}")
+    if extra.take("HealthCheck") is not None:
+        extra.bad("HealthCheck", "is not supported yet", UNSUPPORTED)
+    options = _options(extra)
+    extra.done()
+    return digest, runtime, options
+
+
+def _options(extra: Fields) -> dict[str, object]:
+    options = extra.take("Options")
+    if options is None:
+        return {}
+    if not isinstance(options, dict) or not all(isinstance(v, SCALARS) for v in options.values()):
+        extra.bad("Options", "must be an object of texts, numbers and flags")
+        return {}
+    return {str(k): v for k, v in options.items()}
+
+
+def read_code(extra: Fields, problems: Problems) -> None:
+    """Notes that a function's code package is not built yet."""
+    if extra.take("Code") is not None:
+        extra.bad("Code", "code packages are not supported yet; the function's folder must be on the core", UNSUPPORTED)
