@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from agent.errors import AgentError, FunctionError
@@ -89,6 +90,9 @@ class Failure:
 class Worker(Protocol):
     """A worker process as the pool sees it. None of its methods blocks."""
 
+    @property
+    def pid(self) -> int: ...
+
     def send(self, n: int, request: Request) -> None: ...
     def stop(self) -> None:
         """Finish what was sent, then end."""
@@ -108,6 +112,7 @@ class _Slot:
     ready: bool = False
     stopping: bool = False
     condemned: bool = False
+    late: frozenset[Request] = frozenset()
     in_flight: dict[int, Request] = field(default_factory=dict)
     service_s: float = SENT_AHEAD_S
     busy_since_s: float = 0.0
@@ -164,8 +169,7 @@ class Pool:
         self._failed_starts = 0
         self._losses = 0
         self._timer_set = False
-        self._respawning = 0
-        self._draining = False
+        self._heir: Callable[[Request], None] | None = None
         self._drained: Callable[[], None] | None = None
 
     # -- state ------------------------------------------------------------------------------------------------------
@@ -190,6 +194,10 @@ class Pool:
         """Starts the workers."""
         for _ in range(self.limits.processes):
             self._add()
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers, for the status."""
+        return [slot.worker.pid for slot in self._slots]
 
     def _add(self) -> None:
         self._slots.append(_Slot(self._start(self)))
@@ -277,8 +285,6 @@ class Pool:
         slot.ready = True
         slot.max_batch = max_batch
         self._failed_starts = 0
-        if slot.stopping:
-            worker.stop()
         self._pump()
         self._changed()
 
@@ -306,7 +312,7 @@ class Pool:
         if not slot.ready and not slot.stopping:
             self._failed_starts += 1
         self._resend(slot, reason)
-        if not self._draining:
+        if self._heir is None:
             self._replace()
         if self.state == "failed":
             while self._queue:
@@ -318,24 +324,26 @@ class Pool:
     def _resend(self, slot: _Slot, reason: AgentError) -> None:
         again: list[Request] = []
         for place, request in enumerate(slot.in_flight.values()):
-            at_work = place < slot.max_batch
-            request.tries += at_work
-            if at_work and (request.tries >= MAX_TRIES or reason.code in ("FUNCTION_TIMEOUT", "WORKER_HUNG")):
+            if not slot.condemned and place < slot.max_batch:
+                request.tries += 1
+            if request in slot.late or request.tries >= MAX_TRIES:
                 self._fail(request, reason)
             else:
                 again.append(request)
-        self._requeue(again)
+        if self._heir is None:
+            self._requeue(again)
+        else:
+            for request in again:
+                self._heir(request)
 
     def _replace(self) -> None:
         self._losses += 1
         first, longest = self.limits.backoff_s
         delay = 0.0 if self._losses == 1 else min(longest, first * 2 ** (self._losses - 2)) * (0.5 + self._jitter() / 2)
-        self._respawning += 1
         self._clock.later(delay, self._respawn)
 
     def _respawn(self) -> None:
-        self._respawning -= 1
-        if not self._draining:
+        if self._heir is None:
             self._add()
 
     # -- deadlines --------------------------------------------------------------------------------------------------
@@ -355,6 +363,7 @@ class Pool:
             left = slot.busy_since_s + self.limits.timeout_s - now
             if left <= 0:
                 slot.condemned = True
+                slot.late = frozenset(list(slot.in_flight.values())[: slot.max_batch])
                 slot.worker.check(self._late())
             else:
                 nearest = left if nearest is None else min(nearest, left)
@@ -371,38 +380,34 @@ class Pool:
 
     # -- ending -----------------------------------------------------------------------------------------------------
 
-    def hand_over(self, heir: Callable[[Request], None]) -> None:
-        """Gives what has not been sent to a worker to `heir`: the function's next pool."""
+    def drain(self, heir: Callable[[Request], None], drained: Callable[[], None]) -> None:
+        """Lets the workers finish what they have, then ends them.
+
+        Args:
+            heir: gets what no worker has been sent, and what a worker that dies meanwhile leaves behind.
+            drained: runs when the last worker is gone.
+        """
+        self._heir, self._drained = heir, drained
         while self._queue:
             heir(self._dequeue())
-
-    def drain(self, drained: Callable[[], None]) -> None:
-        """Lets the workers finish what they have, then ends them; `drained` runs when the last one is gone."""
-        self._draining = True
-        self._drained = drained
         for slot in self._slots:
             slot.stopping = True
-            if slot.ready or not slot.in_flight:
-                slot.worker.stop()
+            slot.worker.stop()
         self._end_if_drained()
 
     def kill(self, reason: FunctionError) -> None:
-        """Ends all workers now; what is in flight is answered with `reason`."""
-        self._draining = True
+        """Ends all workers now; what they leave goes to the heir that `drain` named, or is answered with `reason`."""
+        if self._heir is None:
+            self._heir = lambda request: self._fail(request, reason)
+        while self._queue:
+            self._heir(self._dequeue())
         for slot in list(self._slots):
             slot.stopping = True
-            for request in slot.in_flight.values():
-                request.tries = MAX_TRIES
             slot.worker.kill(reason)
-        while self._queue:
-            self._fail(self._dequeue(), reason)
-        self._end_if_drained()
 
     def _end_if_drained(self) -> None:
-        if self._draining and not self._slots and self._drained is not None:
+        if self._drained is not None and not self._slots:
             drained, self._drained = self._drained, None
-            while self._queue:
-                self._fail(self._dequeue(), self.last_loss or self._why_failed())
             drained()
 
     def _slot_of(self, worker: Worker) -> _Slot | None:
@@ -436,8 +441,7 @@ class Dispatcher:
         old = self.pools
         self.pools = {pool.origin.function: pool for pool in pools}
         for pool in old.values():
-            pool.hand_over(self.submit)
-            pool.drain(lambda pool=pool: drained(pool))  # type: ignore[misc]
+            pool.drain(self.submit, partial(drained, pool))
 
     def states(self) -> list[tuple[str, str]]:
         """(function, state) of each function in use, sorted."""

@@ -1,0 +1,257 @@
+"""A deployed group as running workers: what they are started with, and the turn from one group to the next.
+
+Runs on the event loop's thread. Each generation of workers gets a directory of its own, state/run/<function>/<group>/, in which
+its models' DestinationPaths lead to concrete trees: it never resolves `current`, so a worker on trial cannot read the old
+model, nor a draining one the new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent.deployment.definition import Function
+from agent.deployment.store import Group
+from agent.errors import AgentError, FunctionError
+from agent.inference import workers
+from agent.inference.capture import Capture
+from agent.inference.dispatch import Dispatcher, Origin, Pool, PoolLimits, Worker
+from agent.instance import MARK
+from agent.messages import BINARY, JSON
+from agent.routing.exchange import FunctionTraits
+from agent.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PREFIX = "AWS_GG_RESOURCE_PREFIX"
+MXNET_ENGINE = "MXNET_ENGINE_TYPE"
+
+
+class LoopClock:
+    """The event loop's time and timers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.now = loop.time
+        self.later: Callable[[float, Callable[[], None]], Any] = loop.call_later
+
+
+class Activation:
+    """Starts, promotes and ends the workers of groups.
+
+    Args:
+        routed: called after a promotion with the group now in use; it sets subscriptions and waits for the brokers.
+        changed: called whenever the state of a function may have changed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        dispatcher: Dispatcher,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        routed: Callable[[Group], Any],
+        changed: Callable[[], None],
+    ) -> None:
+        self.group: Group | None = None
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._loop = loop
+        self._clock = LoopClock(loop)
+        self._routed = routed
+        self._changed = changed
+        self._warm: dict[int, list[Pool]] = {}
+        self._draining: dict[Pool, Path] = {}
+        self._news = asyncio.Event()
+        self._path = workers.make_path(settings.state / "run" / ".path")
+
+    # -- a deployment's turn ----------------------------------------------------------------------------------------
+
+    async def warm(self, group: Group) -> None:
+        """Starts the group's workers beside those that run; returns when all are ready.
+
+        Raises:
+            AgentError: why the first of them that failed did.
+        """
+        pools = self._open(group)
+        while True:
+            self._news.clear()
+            for pool in pools:
+                if pool.last_loss is not None:
+                    raise pool.last_loss
+            if all(pool.all_ready for pool in pools):
+                return
+            await self._news.wait()
+
+    async def promote(self, group: Group) -> None:
+        """Routes to the group's workers, warm or not yet; those of before drain. Returns when the brokers know."""
+        pools = self._warm.pop(group.number, None)
+        if pools is None:
+            pools = self._open(group)
+            del self._warm[group.number]
+        for pool in self._dispatcher.pools.values():
+            self._draining[pool] = self._view(pool.origin.function, self.group)
+        self._dispatcher.promote(pools, self._drained)
+        self.group = group
+        await self._routed(group)
+        self._changed()
+
+    async def discard(self, group: Group) -> None:
+        """Ends the group's warm workers."""
+        pools = self._warm.pop(group.number, [])
+        for pool in pools:
+            self._draining[pool] = self._view(pool.origin.function, group)
+            pool.drain(lambda request: None, lambda pool=pool: self._drained(pool))  # type: ignore[misc]
+            pool.kill(FunctionError("DISCARDED", "The deployment of this worker failed."))
+
+    async def stop(self, grace_s: float) -> None:
+        """Drains all workers and ends what is left after `grace_s`. What was not run stays with the broker or the inbox."""
+        for number in list(self._warm):
+            self._draining.update({pool: Path() for pool in self._warm[number]})
+            for pool in self._warm.pop(number):
+                pool.drain(lambda request: None, lambda pool=pool: self._drained(pool))  # type: ignore[misc]
+        for pool in self._dispatcher.pools.values():
+            self._draining[pool] = self._view(pool.origin.function, self.group)
+            pool.drain(lambda request: None, lambda pool=pool: self._drained(pool))  # type: ignore[misc]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._all_drained(), grace_s)
+        for pool in list(self._draining):
+            pool.kill(FunctionError("STOPPED", "The agent is stopping."))
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._all_drained(), 1.0)
+
+    async def _all_drained(self) -> None:
+        while self._draining:
+            self._news.clear()
+            await self._news.wait()
+
+    def _drained(self, pool: Pool) -> None:
+        view = self._draining.pop(pool, None)
+        if view is not None and view != Path():
+            shutil.rmtree(view, ignore_errors=True)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._changed()
+
+    # -- what a worker is started with ------------------------------------------------------------------------------
+
+    def traits(self, group: Group) -> dict[str, FunctionTraits]:
+        """What the exchange needs to know of the group's functions."""
+        return {function.id: _traits(function) for function in group.deployment.functions}
+
+    def _open(self, group: Group) -> list[Pool]:
+        pools = [self._pool(function, group) for function in group.deployment.functions]
+        self._warm[group.number] = pools
+        for pool in pools:
+            pool.open()
+        return pools
+
+    def _pool(self, function: Function, group: Group) -> Pool:
+        spec = self._spec(function, group)
+        limits = PoolLimits(function.processes, function.timeout_s, function.batch.max_size)
+
+        def start(pool: Pool) -> Worker:
+            return workers.start(spec, pool, loop=self._loop)
+
+        return Pool(spec.origin, limits, start, self._clock, random.random, self._tell)
+
+    def _spec(self, function: Function, group: Group) -> workers.Spec:
+        model = function.policies[0].resource if function.policies else None
+        version = f"sha256:{group.objects[model].hex}" if model else None
+        origin = Origin(function.id, model, version, group.deployment.id)
+        view = self._make_view(function, group)
+        home = self._settings.state / "data" / function.id
+        home.mkdir(parents=True, exist_ok=True)
+        return workers.Spec(
+            origin=origin,
+            interpreter=self._interpreter(function),
+            config=self._config(function, group, origin),
+            path=self._path,
+            directory=home,
+            environment={
+                **workers.base_environment(),
+                "HOME": str(home),
+                **_variables(function),
+                PREFIX: str(view),
+                MARK: str(self._settings.state),
+            },
+            memory_kb=function.memory_kb,
+        )
+
+    def _config(self, function: Function, group: Group, origin: Origin) -> dict[str, Any]:
+        code = group.code.get(function.id)
+        return {
+            "function": function.id,
+            "code": str(code.tree) if code else None,
+            "endpoint": function.endpoint,
+            "encoding": function.encoding,
+            "meta": function.meta,
+            "model": origin.model,
+            "deployment": origin.deployment,
+            "models": [self._model(policy.resource, group) for policy in function.policies],
+            "batch": {"max_size": function.batch.max_size, "max_delay_ms": function.batch.max_delay_ms},
+            "handler": function.handler,
+            "capture": function.capture is not None,
+        }
+
+    def _model(self, id: str, group: Group) -> dict[str, Any]:
+        resource, found = group.deployment.resource(id), group.objects[id]
+        return {
+            "id": id,
+            "path": str(found.tree.resolve()),
+            "version": f"sha256:{found.hex}",
+            "runtime": resource.runtime,
+            "options": dict(resource.options),
+        }
+
+    def _interpreter(self, function: Function) -> str:
+        if function.interpreter is None:
+            return sys.executable
+        path = self._settings.policy.interpreters.get(function.interpreter)
+        if path is None:
+            raise AgentError(
+                "INTERPRETER_UNKNOWN",
+                f"Function {function.id} names the interpreter {function.interpreter!r}, which topics.yaml no longer has.",
+                f"Add {function.interpreter!r} to policy.interpreters.",
+            )
+        return str(self._settings.file.parent / path)
+
+    def _view(self, function: str, group: Group | None) -> Path:
+        return self._settings.state / "run" / function / str(group.number if group else 0)
+
+    def _make_view(self, function: Function, group: Group) -> Path:
+        view = self._view(function.id, group)
+        shutil.rmtree(view, ignore_errors=True)
+        view.mkdir(parents=True)
+        for policy in function.policies:
+            destination = group.deployment.resource(policy.resource).destination
+            if destination:
+                link = view / destination.lstrip("/")
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(group.objects[policy.resource].tree.resolve())
+        return view
+
+
+def _traits(function: Function) -> FunctionTraits:
+    capture = Capture(function.capture.rate) if function.capture else None
+    return FunctionTraits(JSON if function.encoding == "json" else BINARY, function.endpoint, capture)
+
+
+def _variables(function: Function) -> dict[str, str]:
+    """The function's environment variables.
+
+    MXNet 1.9.1 refuses the engine name that Greengrass V1 documents for the Raspberry Pi; it means NaiveEngine.
+    """
+    variables = dict(function.variables)
+    if variables.get(MXNET_ENGINE) == "NativeEngine":
+        log.warning("function %s: %s=NativeEngine is passed on as NaiveEngine", function.id, MXNET_ENGINE)
+        variables[MXNET_ENGINE] = "NaiveEngine"
+    return variables

@@ -1,0 +1,192 @@
+"""When a received message is acknowledged. Pure; the links and the spool are ports.
+
+A QoS 1 message is acknowledged when all that came of it is safe: in the next broker's hands or committed to the spool. So that
+one slow function holds up nobody (acknowledgements leave in the order of receipt: MQTT 5, 4.6), a message that has waited
+HELD_S, that stands first when half the window is used, or whose function is not ready is itself committed to the spool's inbox
+and acknowledged; it is run again from there after a restart.
+
+After a connection's loss the broker sends again what it saw no acknowledgement of. Such a redelivery joins the delivery that is
+still here; one that was acknowledged already is joined only by a message that the broker marks as a duplicate, since another
+one may truly be new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from agent.messages import Inbound
+
+HELD_S = 0.05
+YOUNG_S = 0.01  # a fast function's answer is out by then: committing it would be work for nothing
+
+
+class Delivery:
+    """One received message and what is still to come of it.
+
+    Attributes:
+        key: unique here and over restarts; also the request's id where the message names none.
+        open: outcomes that are not safe yet; at 0 the delivery is over.
+        respond: takes the answer in place of a link: a request over the control socket.
+    """
+
+    __slots__ = ("acked", "inboxed", "key", "message", "open", "respond", "stale", "targets")
+
+    def __init__(self, key: str, message: Inbound, targets: tuple[str, ...] = ()) -> None:
+        self.key = key
+        self.message = message
+        self.targets = targets
+        self.open = 1  # held by the one who opened it until all its targets are on their way
+        self.inboxed = False
+        self.acked = message.ticket == 0
+        self.stale = False
+        self.respond: Callable[[str, bytes], None] | None = None
+
+
+class Ports(Protocol):
+    def ack(self, link: str, ticket: int) -> None: ...
+    def window(self, link: str) -> int: ...
+    def put_inbox(self, delivery: Delivery, committed: Callable[[], None]) -> None: ...
+    def drop_inbox(self, key: str) -> None: ...
+    def later(self, delay_s: float, run: Callable[[], None]) -> object: ...
+    def now(self) -> float: ...
+
+
+class Deliveries:
+    """All deliveries that are not over, by link."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+        self._unacked: dict[str, dict[str, Delivery]] = {}
+        self._running: dict[str, Delivery] = {}
+        self._stale: dict[str, dict[object, list[Delivery]]] = {}
+        self._timer_set = False
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def join(self, message: Inbound) -> bool:
+        """Whether `message` is the redelivery of what is here already; it then needs nothing more."""
+        stale = self._stale.get(message.link)
+        if not stale or not message.ticket:
+            return False
+        found = stale.get(_sameness(message), [])
+        match = next((d for d in found if message.dup or not d.acked), None)
+        if match is None:
+            return False
+        self._unstale(match)
+        match.message.ticket = message.ticket
+        if match.acked or match.open == 0:
+            match.acked = True
+            self._ports.ack(message.link, message.ticket)
+        else:
+            self._unacked.setdefault(message.link, {})[match.key] = match
+        return True
+
+    def begin(self, delivery: Delivery, *, ready: bool) -> None:
+        """Takes charge of its acknowledgement. `ready`: all of its functions can run it now."""
+        self._running[delivery.key] = delivery
+        if delivery.acked:
+            return
+        unacked = self._unacked.setdefault(delivery.message.link, {})
+        unacked[delivery.key] = delivery
+        if not ready:
+            self._commit(delivery)
+        elif 2 * len(unacked) > self._ports.window(delivery.message.link):
+            self._commit_first(unacked)
+        if not self._timer_set:
+            self._timer_set = True
+            self._ports.later(HELD_S, self._commit_old)
+
+    def restore(self, delivery: Delivery) -> None:
+        """Takes up a delivery that the inbox kept over a restart; a redelivery of it may still come."""
+        delivery.inboxed = delivery.acked = True
+        self._running[delivery.key] = delivery
+        self._make_stale(delivery)
+
+    def release(self, delivery: Delivery) -> None:
+        """One of its outcomes is safe."""
+        delivery.open -= 1
+        if delivery.open:
+            return
+        self._running.pop(delivery.key, None)
+        if delivery.inboxed:
+            self._ports.drop_inbox(delivery.key)
+        if not delivery.acked and not delivery.stale:
+            self._ack(delivery)
+        elif delivery.acked and delivery.stale:
+            self._unstale(delivery)
+
+    def link_down(self, link: str) -> None:
+        """The link's connection is gone, and with it all its acknowledgements."""
+        self._unacked.pop(link, None)
+        self._forget_settled(link)
+        for delivery in self._running.values():
+            if delivery.message.link == link and delivery.message.ticket and not delivery.stale:
+                self._make_stale(delivery)
+
+    def _forget_settled(self, link: str) -> None:
+        """A whole connection went by without their redelivery: the broker does not redeliver."""
+        for delivery in [d for same in self._stale.get(link, {}).values() for d in same if d.open == 0]:
+            self._unstale(delivery)
+
+    def session_lost(self, link: str) -> None:
+        """The broker kept no session: nothing will be redelivered, so what is here is all there is."""
+        for delivery in [d for same in self._stale.pop(link, {}).values() for d in same]:
+            delivery.stale = False
+            delivery.acked = True
+
+    def _ack(self, delivery: Delivery) -> None:
+        delivery.acked = True
+        self._unacked.get(delivery.message.link, {}).pop(delivery.key, None)
+        self._ports.ack(delivery.message.link, delivery.message.ticket)
+
+    def _commit(self, delivery: Delivery) -> None:
+        if delivery.inboxed:
+            return
+        delivery.inboxed = True
+        self._ports.put_inbox(delivery, lambda: self._committed(delivery))
+
+    def _committed(self, delivery: Delivery) -> None:
+        if not delivery.acked and not delivery.stale:
+            self._ack(delivery)
+
+    def _commit_first(self, unacked: dict[str, Delivery]) -> None:
+        """The one that all others wait for, and those behind it that are not just being answered."""
+        now = self._ports.now()
+        for place, delivery in enumerate(list(unacked.values())):
+            if place and now - delivery.message.received_s < YOUNG_S:
+                return
+            self._commit(delivery)
+
+    def _commit_old(self) -> None:
+        self._timer_set = False
+        now, nearest = self._ports.now(), None
+        for unacked in self._unacked.values():
+            for delivery in list(unacked.values()):
+                left = delivery.message.received_s + HELD_S - now
+                if left > 0.001:
+                    nearest = left if nearest is None else min(nearest, left)
+                    break
+                self._commit(delivery)
+        if nearest is not None:
+            self._timer_set = True
+            self._ports.later(nearest, self._commit_old)
+
+    def _make_stale(self, delivery: Delivery) -> None:
+        delivery.stale = True
+        stale = self._stale.setdefault(delivery.message.link, {})
+        stale.setdefault(_sameness(delivery.message), []).append(delivery)
+
+    def _unstale(self, delivery: Delivery) -> None:
+        delivery.stale = False
+        stale = self._stale.get(delivery.message.link, {})
+        same = stale.get(_sameness(delivery.message), [])
+        if delivery in same:
+            same.remove(delivery)
+        if not same:
+            stale.pop(_sameness(delivery.message), None)
+
+
+def _sameness(message: Inbound) -> object:
+    return (message.topic, message.payload, message.properties.correlation)
