@@ -1,0 +1,330 @@
+"""topics.yaml: what is read, and what is refused with its line."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from agent import settings
+from agent.errors import ConfigError
+from agent.settings import Settings, Subscription
+
+REPOSITORY = Path(__file__).parents[1]
+AWS = "mqtts://a1b2-ats.iot.eu-west-1.amazonaws.com"
+
+
+def load(folder: Path, text: str) -> Settings:
+    file = folder / "topics.yaml"
+    file.write_text(text)
+    return settings.load(file)
+
+
+def problems(folder: Path, text: str) -> list[str]:
+    """The problems that loading `text` ends in, one a line."""
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text)
+    assert caught.value.code == "BAD_SETTINGS"
+    return [line.strip() for line in caught.value.message.splitlines()[1:]]
+
+
+def test_the_repository_s_own_file_loads_without_a_warning() -> None:
+    read = settings.load(REPOSITORY / "topics.yaml")
+    assert read.core == "press-7"
+    assert read.state == REPOSITORY / "state"
+    assert read.functions == (REPOSITORY / "functions",)
+    assert read.local.embedded
+    assert read.cloud is None
+    assert read.subscriptions == (
+        Subscription("local", "sensors/+/motion", "function:activity"),
+        Subscription("function:activity", "sensors/+/motion/activity", "local"),
+    )
+    assert read.policy == settings.Policy()
+    assert read.warnings == ()
+
+
+def test_a_name_is_enough(tmp_path: Path) -> None:
+    read = load(tmp_path, "core: press-7\n")
+    assert read.state == tmp_path / "state"
+    assert read.local == settings.Link("local", "embedded")
+    assert read.local.address == ("127.0.0.1", 1883)
+    assert read.cloud is None
+    assert read.topics == settings.Topics(
+        deployments="marram/press-7/deployments",
+        deployment_status="marram/press-7/deployments/{deployment}/status",
+        state="marram/press-7/state",
+        capture="marram/press-7/capture/{function}",
+        errors="marram/press-7/errors/{function}",
+    )
+
+
+def test_links_as_a_word_and_as_a_mapping(tmp_path: Path) -> None:
+    read = load(
+        tmp_path,
+        """
+core: 7                    # no quotes needed
+links:
+  local: {url: embedded, listen: "127.0.0.1:2883"}
+  cloud: "mqtts://me:p%40ss%3A@[::1]"
+""",
+    )
+    assert read.core == "7"
+    assert read.local.address == ("127.0.0.1", 2883)
+    assert read.cloud is not None
+    assert read.cloud.url == "mqtts://[::1]:8883"
+    assert (read.cloud.username, read.cloud.password) == ("me", "p@ss:")
+    assert read.cloud.address == ("::1", 8883)
+    assert read.cloud.tls
+    assert "p@ss" not in repr(read)
+
+
+def test_credentials_as_keys(tmp_path: Path) -> None:
+    read = load(
+        tmp_path, "core: a\nlinks: {cloud: {url: 'mqtt://10.0.0.1', username: me, password: 1:2@3, keepalive_s: 60}}"
+    )
+    assert read.cloud is not None
+    assert (read.cloud.username, read.cloud.password, read.cloud.keepalive_s) == ("me", "1:2@3", 60)
+    assert read.cloud.url == "mqtt://10.0.0.1:1883"
+    assert any("unencrypted" in warning for warning in read.warnings)
+
+
+@pytest.mark.parametrize("cloud", ["local", "{url: local}"])
+def test_cloud_local_is_one_connection(tmp_path: Path, cloud: str) -> None:
+    assert load(tmp_path, f"core: a\nlinks: {{cloud: {cloud}}}").cloud is None
+
+
+def test_policy_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "cloud.pub").write_text("key")
+    read = load(
+        tmp_path,
+        """
+core: a
+policy:
+  sources: ["s3://b/*", "https://h/*", "file:///srv/*", "arn:*"]
+  destinations: [/ml/]
+  interpreters: {mxnet: .venvs/mxnet/bin/python}
+  trusted_keys: [cloud.pub]
+  allow_unsigned_code: yes
+""",
+    )
+    assert read.policy == settings.Policy(
+        sources=("s3://b/*", "https://h/*", "file:///srv/*", "arn:*"),
+        destinations=("/ml",),
+        interpreters={"mxnet": str(tmp_path / ".venvs/mxnet/bin/python")},
+        trusted_keys=(tmp_path / "cloud.pub",),
+        allow_unsigned_code=True,
+    )
+
+
+def test_all_problems_come_at_once_in_order_of_their_lines(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path,
+        """core: press 7
+statee: x
+links:
+  local: {url: embedded, lissten: x}
+  cloud: {url: "mqtts://u:secret@h/zz"}
+topics: {state: "a/{cor}"}
+subscriptions:
+  - {source: locl, subject: "a#", target: "function:x"}
+policy:
+  allow_root: 3
+""",
+    )
+    assert [line.split(":")[0] for line in found] == [f"line {n}" for n in (1, 2, 4, 5, 6, 8, 8, 10)]
+    assert "secret" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("state: x", "line 1: `core` is missing"),
+        ("core:", "line 1: `core` is empty"),
+        ("core: [a]", "line 1: `core` must be text"),
+        ("core: a\ncore: b", "line 2: the key `core` is there twice, first on line 1"),
+        ("core: a\nfunction: [x]", "line 2: unknown key `function`; did you mean `functions`?"),
+        ("core: a\nzzz: 1", "line 2: unknown key `zzz`; known are `core`, `functions`"),
+        ("core: a\n<<: {state: b}", "line 2: unknown key `<<`"),
+        ("core: a\nfunctions: here", "line 2: `functions` must be a list"),
+        ("core: a\nsubscriptions: {a: b}", "line 2: `subscriptions` must be a list"),
+        ("core: a\nlinks: embedded", "line 2: `links` must be a mapping"),
+        ("- a", "line 1: the file must be a mapping"),
+        ("", "line 1: the file is empty"),
+        ("core: a\nstate: 'x", "this is not YAML"),
+        ("core: a\nx: \x01", "this is not YAML"),
+        ("[" * 3000, "nested too deeply"),
+        ("core: a\nx: *y", "line 2: this is not YAML: found undefined alias"),
+        ("core: a\ntopics: {state: 'a/#'}", "line 2: `topics.state`: the topic 'a/#' holds a wildcard"),
+        ("core: a\ntopics: {state: 'a/{function}'}", "{function} is not filled in here, only {core}"),
+        ("core: a\ntopics: {state: 'a/{core'}", "the braces in 'a/{core' do not pair up"),
+        ("core: a\ntopics: {state: 'a/{{core}}'}", "do not pair up"),
+        ("core: a\ntopics: {capture: 'marram/a/{function}'}", "`topics.capture` can be the same topic as"),
+        ("core: a\nsubscriptions: [{source: local, target: cloud}]", "`subject` is missing in `subscriptions[0]`"),
+        ("core: a\nsubscriptions: [{source: 'function:', subject: a, target: local}]", "must be `local`, `cloud` or"),
+        ("core: a\npolicy: {sources: [factory]}", "which no source can match"),
+        ("core: a\npolicy: {destinations: [/]}", "must be an absolute folder other than /"),
+        ("core: a\npolicy: {destinations: [/ml/../etc]}", "without `..`"),
+        ("core: a\npolicy: {trusted_keys: [none.pub]}", "none.pub cannot be read"),
+        ("core: a\npolicy: {allow_root: 'yes'}", "must be true or false"),
+    ],
+)
+def test_each_problem_says_where_and_what(tmp_path: Path, text: str, expected: str) -> None:
+    assert any(expected in line for line in problems(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("links", "expected"),
+    [
+        ("{cloud: embedded}", "only the local broker can be embedded"),
+        ("{local: local}", "must be `embedded`, mqtt://HOST:PORT"),
+        ("{local: 'http://x'}", "must be `embedded`, mqtt://HOST:PORT"),
+        ("{local: 'mqtt://a b'}", "must be `embedded`"),
+        ("{local: 'mqtt://x:99999'}", "cannot be read"),
+        ("{local: 'mqtt://'}", "must be `embedded`"),
+        ("{local: 'mqtt://x:0'}", "must be `embedded`"),
+        ("{local: {ca: x}}", "`url` is missing in `links.local`"),
+        ("{local: {url: embedded, listen: '1883'}}", "must be HOST:PORT"),
+        ("{local: {url: embedded, username: a}}", "takes no username"),
+        ("{local: {url: 'mqtt://h', listen: '127.0.0.1:1'}}", "this link's broker is not embedded"),
+        ("{local: {url: 'mqtt://h', password: a}}", "has a password and no username"),
+        ("{local: {url: 'mqtt://h', keepalive_s: 1}}", "must be a whole number from 5 to 65535"),
+        ("{cloud: {url: local, ca: x}}", "its other keys stand in `links.local`"),
+        ("{cloud: {url: 'mqtt://h', ca: x}}", "`links.cloud.ca` is of use with mqtts:// only"),
+        ("{cloud: {url: 'mqtts://h', ca: none.pem}}", "none.pem cannot be read: No such file"),
+        ("{cloud: {url: 'mqtts://h', ca: topics.yaml}}", "holds no PEM certificate"),
+        ("{cloud: {url: 'mqtts://h', cert: topics.yaml}}", "needs both `cert` and `key`"),
+        ("{cloud: {url: 'mqtts://h', cert: topics.yaml, key: topics.yaml}}", "are no PEM certificate with its key"),
+    ],
+)
+def test_links_that_cannot_work(tmp_path: Path, links: str, expected: str) -> None:
+    assert any(expected in line for line in problems(tmp_path, f"core: a\nlinks: {links}"))
+
+
+def _certificate(folder: Path, name: str, password: bytes | None = None) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    start = datetime.datetime(2026, 1, 1)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number(), start)
+        .not_valid_after(start + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    locked = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    form = serialization.PrivateFormat.PKCS8
+    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / f"{name}.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, locked))
+
+
+def test_certificates_are_opened_and_matched(tmp_path: Path) -> None:
+    _certificate(tmp_path, "a")
+    _certificate(tmp_path, "b")
+    _certificate(tmp_path, "locked", b"passphrase")
+
+    def cloud(cert: str, key: str) -> str:
+        return f"core: a\nlinks: {{cloud: {{url: 'mqtts://h', ca: a.pem, cert: {cert}, key: {key}}}}}"
+
+    link = load(tmp_path, cloud("a.pem", "a.key")).cloud
+    assert link is not None
+    assert (link.ca, link.cert, link.key) == (tmp_path / "a.pem", tmp_path / "a.pem", tmp_path / "a.key")
+    assert any("do not belong together" in line for line in problems(tmp_path, cloud("a.pem", "b.key")))
+    # A question on the terminal would hold up the start for ever.
+    assert any("passphrase" in line for line in problems(tmp_path, cloud("locked.pem", "locked.key")))
+
+
+def subscriptions(*lines: str) -> str:
+    return "subscriptions:\n" + "".join(f"  - [{line}]\n" for line in lines).translate({ord("["): "{", ord("]"): "}"})
+
+
+LOOP = subscriptions(
+    "source: local, subject: 'a/+', target: 'function:f'", "source: 'function:f', subject: 'a/b', target: local"
+)
+
+
+def test_doubles_name_the_line_of_the_first(tmp_path: Path) -> None:
+    one = "source: local, subject: a, target: 'function:f'"
+    assert problems(tmp_path, "core: a\n" + subscriptions(one, one)) == [
+        "line 4: the same subscription is on line 3 already"
+    ]
+
+
+def test_cycles_are_refused_on_the_embedded_broker_only(tmp_path: Path) -> None:
+    found = problems(tmp_path, "core: a\n" + LOOP)
+    assert len(found) == 1
+    assert "a message could go round for ever" in found[0]
+    assert "3, 4" in found[0] or "4, 3" in found[0]
+    assert load(tmp_path, "core: a\nlinks: {local: 'mqtt://h'}\n" + LOOP)
+
+
+BRIDGE = subscriptions("source: local, subject: 'a/#', target: cloud", "source: cloud, subject: 'a/#', target: local")
+
+
+def test_two_links_to_one_address_are_one_broker(tmp_path: Path) -> None:
+    assert load(
+        tmp_path,
+        "core: a\nlinks: {cloud: 'mqtt://other'}\n" + BRIDGE.replace("cloud, subject: 'a", "cloud, subject: 'b"),
+    )
+    found = problems(tmp_path, "core: a\nlinks: {cloud: 'mqtt://localhost:1883'}\n" + BRIDGE)
+    assert any("go round for ever" in line for line in found)
+
+
+def test_what_leads_back_to_where_it_is(tmp_path: Path) -> None:
+    assert len([line for line in problems(tmp_path, "core: a\n" + BRIDGE) if "both are one broker" in line]) == 2
+    itself = subscriptions("source: local, subject: a, target: local")
+    assert "from `local` to itself" in problems(tmp_path, "core: a\nlinks: {local: 'mqtt://h'}\n" + itself)[0]
+
+
+def test_the_limits_of_aws_iot_core(tmp_path: Path) -> None:
+    cloud = f"core: a\nlinks: {{cloud: '{AWS}'}}\n"
+
+    def with_subject(*subjects: str) -> str:
+        return subscriptions(*(f"source: cloud, subject: '{each}', target: 'function:f'" for each in subjects))
+
+    deepest, longest = "/".join("abcdefgh"), "x" * 256
+    ingest = "$aws/rules/r/" + deepest
+    fifty = [f"t/{n}" for n in range(49)]  # and one for deployments
+    assert load(tmp_path, cloud + with_subject(deepest, longest, ingest, *fifty[3:]))
+    assert any("8 slashes" in line for line in problems(tmp_path, cloud + with_subject(deepest + "/i")))
+    assert any("257 bytes" in line for line in problems(tmp_path, cloud + with_subject(longest + "x")))
+    assert any("51 filters" in line for line in problems(tmp_path, cloud + with_subject(*fifty, "t/x")))
+    assert any("TLS only" in line for line in problems(tmp_path, cloud.replace("mqtts", "mqtt")))
+    assert any("257 bytes" in line for line in problems(tmp_path, f"{cloud}topics: {{state: '{longest}x'}}"))
+    # Elsewhere MQTT's own limits hold.
+    assert load(
+        tmp_path, "core: a\nlinks: {cloud: 'mqtts://h'}\n" + with_subject(deepest + "/i", longest + "x", *fifty)
+    )
+
+
+def test_what_is_doubtful_is_a_warning(tmp_path: Path) -> None:
+    read = load(tmp_path, "core: a\nfunctions: [here]\nlinks: {local: {url: embedded, listen: '0.0.0.0:1883'}}")
+    assert [warning.split(": ")[0] for warning in read.warnings] == ["topics.yaml line 2", "topics.yaml line 3"]
+
+
+def test_a_file_that_is_not_there_and_one_that_is_no_file(tmp_path: Path) -> None:
+    for file in (tmp_path / "topics.yaml", tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            settings.load(file)
+        assert caught.value.code == "SETTINGS_UNREADABLE"
+        assert "--config" in caught.value.remedy
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=60), st.text(alphabet="core: a\n-[]{}'\"#&*!|>%@`,?links", max_size=60).map(str.encode)
+    )
+)
+@hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_give_settings_or_one_kind_of_error(tmp_path: Path, body: bytes) -> None:
+    file = tmp_path / "any.yaml"
+    file.write_bytes(body)
+    try:
+        read: Settings | str = settings.load(file)
+    except ConfigError as error:
+        read = error.code
+    assert isinstance(read, Settings) or read == "BAD_SETTINGS"
