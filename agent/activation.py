@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 import shutil
@@ -155,18 +156,24 @@ class Activation:
         return pools
 
     def _pool(self, function: Function, group: Group) -> Pool:
-        spec = self._spec(function, group)
-        limits = PoolLimits(function.processes, function.timeout_s, function.batch.max_size)
-
-        def start(pool: Pool) -> Worker:
-            return workers.start(spec, pool, loop=self._loop)
-
-        return Pool(spec.origin, limits, start, self._clock, random.random, self._tell)
-
-    def _spec(self, function: Function, group: Group) -> workers.Spec:
         model = function.policies[0].resource if function.policies else None
         version = f"sha256:{group.objects[model].hex}" if model else None
         origin = Origin(function.id, model, version, group.deployment.id)
+        limits = PoolLimits(function.processes, function.timeout_s, function.batch.max_size)
+
+        def start(pool: Pool) -> Worker:
+            try:
+                return workers.start(spec(), pool, loop=self._loop)
+            except AgentError as error:
+                return workers.not_started(error, pool, loop=self._loop)
+
+        @functools.cache
+        def spec() -> workers.Spec:
+            return self._spec(function, group, origin)
+
+        return Pool(origin, limits, start, self._clock, random.random, self._tell)
+
+    def _spec(self, function: Function, group: Group, origin: Origin) -> workers.Spec:
         view = self._make_view(function, group)
         home = self._settings.state / "data" / function.id
         home.mkdir(parents=True, exist_ok=True)

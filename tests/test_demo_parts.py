@@ -7,10 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,8 +102,9 @@ def test_the_function_refuses_what_is_no_window(window: object) -> None:
 def test_the_settings_and_the_document_are_what_the_agent_reads(tmp_path: Path) -> None:
     source = Path(functions.__file__).parent
     settings = load(documents.write_topics(tmp_path, local_port=1, cloud_port=2, functions=source))
-    (tmp_path / "v1.tar.gz").write_bytes(b"an archive")
-    model = documents.package(tmp_path / "v1.tar.gz")
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "model.onnx").write_bytes(b"a model")
+    model = documents.package(tmp_path / "v1", tmp_path / "v1.tar.gz")
     document = documents.deployment("v1", model, tmp_path)
     deployment = parse(json.dumps(document).encode(), core=settings.core, policy=settings.policy)
     assert deployment.resources[0].digest == model.digest
@@ -114,20 +113,12 @@ def test_the_settings_and_the_document_are_what_the_agent_reads(tmp_path: Path) 
         parse(json.dumps(document).encode(), core=settings.core, policy=Policy())
 
 
-def test_archives_hold_the_files_at_their_top(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    (tree / "a").write_bytes(b"x" * 1000)
-    (tree / "b").write_bytes(b"y")
-    tar, zipped = documents.pack_tar(tree, tmp_path / "m.tar.gz"), documents.pack_zip(tree, tmp_path / "m.zip")
-    with tarfile.open(tar.file) as archive:
-        assert archive.getnames() == ["a", "b"]
-    with zipfile.ZipFile(zipped.file) as archive:
-        assert archive.namelist() == ["a", "b"]
-    broken = documents.flip_byte(zipped.file, tmp_path / "broken.zip")
-    pairs = zip(zipped.file.read_bytes(), broken.read_bytes(), strict=True)
+def test_one_byte_of_the_broken_archive_differs(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.zip"
+    whole.write_bytes(os.urandom(1000))
+    broken = documents.flip_byte(whole, tmp_path / "broken.zip")
+    pairs = zip(whole.read_bytes(), broken.read_bytes(), strict=True)
     assert sum(a != b for a, b in pairs) == 1
-    assert documents.package(broken).digest != zipped.digest
 
 
 def test_the_relay_forwards_until_it_is_cut_and_after_it_is_restored(broker: Mosquitto) -> None:

@@ -117,7 +117,10 @@ def test_a_bridge_there_and_back_is_a_cycle_only_where_it_closes() -> None:
 
 def test_a_long_round_is_found_and_told_in_order() -> None:
     found = cycle(
-        ("local", "in", "function:f"), ("function:f", "mid", "function:g"), ("function:g", "in", "local"), ("local", "x", "cloud")
+        ("local", "in", "function:f"),
+        ("function:f", "mid", "function:g"),
+        ("function:g", "in", "local"),
+        ("local", "x", "cloud"),
     )
     assert found is not None
     assert [s.target for s in found] == ["local", "function:f", "function:g"]

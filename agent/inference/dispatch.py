@@ -230,13 +230,15 @@ class Pool:
         return best
 
     def _window(self, slot: _Slot) -> int:
-        ahead = int(SENT_AHEAD_S / max(slot.service_s, 1e-6)) + 1
-        return max(2 * slot.max_batch if slot.max_batch > 1 else 1, min(ahead, MAX_SENT_AHEAD))
+        ahead = min(int(SENT_AHEAD_S / max(slot.service_s, 1e-6)), MAX_SENT_AHEAD)
+        return max(ahead, 2 * slot.max_batch if slot.max_batch > 1 else 1)
 
     def _send(self, slot: _Slot, request: Request) -> None:
         now = self._clock.now()
         if request.expires_s is not None and now >= request.expires_s:
-            self._fail(request, FunctionError("EXPIRED", "The request's expiry interval ran out before it could be run."))
+            self._fail(
+                request, FunctionError("EXPIRED", "The request's expiry interval ran out before it could be run.")
+            )
             return
         self._numbers += 1
         request.sent_s = now
@@ -262,7 +264,9 @@ class Pool:
         self._queue.extendleft(reversed(requests))
         self._queued_bytes += sum(len(r.payload) for r in requests)
 
-    def _fail(self, request: Request, error: AgentError, request_id: str | None = None, reply_to: str | None = None) -> None:
+    def _fail(
+        self, request: Request, error: AgentError, request_id: str | None = None, reply_to: str | None = None
+    ) -> None:
         request.settle(request, Failure(self.origin, error, request_id, reply_to))
 
     def _why_failed(self) -> AgentError:
@@ -429,7 +433,9 @@ class Dispatcher:
         if pool is not None:
             pool.submit(request)
         else:
-            request.settle(request, Failure(Origin(request.function, None, None, None), _not_deployed(request.function)))
+            request.settle(
+                request, Failure(Origin(request.function, None, None, None), _not_deployed(request.function))
+            )
 
     def ready(self, function: str) -> bool:
         """Whether a request for `function` would be run now (one that is not deployed is answered now)."""

@@ -118,7 +118,7 @@ class WorkerProcess:
             "MARRAM_PULSE_FD": str(pulse.fileno()),
         }
         return subprocess.Popen(
-            [self.spec.interpreter, "-I", "-c", BOOT, str(self.spec.path)],
+            [self.spec.interpreter, "-IBu", "-c", BOOT, str(self.spec.path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -153,7 +153,9 @@ class WorkerProcess:
         if not self._stopping:
             self._stopping = True
             self._write(frames.pack([frames.STOP]))
-            self._after(DRAIN_S, self.kill, FunctionError("DRAIN_TIMEOUT", "The worker did not end when it was told to."))
+            self._after(
+                DRAIN_S, self.kill, FunctionError("DRAIN_TIMEOUT", "The worker did not end when it was told to.")
+            )
 
     def kill(self, reason: AgentError) -> None:
         if self._reason is None:
@@ -275,7 +277,11 @@ class WorkerProcess:
     def _start_is_late(self) -> None:
         if not self._ready:
             message = f"A worker of function {self.spec.origin.function} was not ready within {START_S:g} s."
-            self.kill(FunctionError("WORKER_START_TIMEOUT", message, "Look at what it does at import, or at its model's size."))
+            self.kill(
+                FunctionError(
+                    "WORKER_START_TIMEOUT", message, "Look at what it does at import, or at its model's size."
+                )
+            )
 
     def _check_memory(self) -> None:
         limit = self.spec.memory_kb
@@ -362,10 +368,15 @@ def start(spec: Spec, pool: Pool, *, loop: asyncio.AbstractEventLoop) -> Worker:
     try:
         return WorkerProcess(spec, pool, loop=loop)
     except OSError as error:
-        stillborn = _NotStarted()
         reason = FunctionError("WORKER_NOT_STARTED", f"{spec.interpreter} cannot be started: {error}.")
-        loop.call_soon(pool.on_lost, stillborn, reason)
-        return stillborn
+        return not_started(reason, pool, loop=loop)
+
+
+def not_started(reason: AgentError, pool: Pool, *, loop: asyncio.AbstractEventLoop) -> Worker:
+    """A worker that is reported lost for `reason` in the loop's next turn."""
+    stillborn = _NotStarted()
+    loop.call_soon(pool.on_lost, stillborn, reason)
+    return stillborn
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
@@ -395,4 +406,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return "unknown"
-

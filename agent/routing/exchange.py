@@ -111,7 +111,14 @@ class Exchange:
         for target in delivery.targets:
             delivery.open += 1
             if target.startswith(FUNCTION):
-                self._submit(target[len(FUNCTION) :], message.topic, message.payload, message.properties.content_type, delivery, 0)
+                self._submit(
+                    target[len(FUNCTION) :],
+                    message.topic,
+                    message.payload,
+                    message.properties.content_type,
+                    delivery,
+                    0,
+                )
             else:
                 self._forward(target, message, delivery)
         self._deliveries.release(delivery)
@@ -252,11 +259,15 @@ class Exchange:
         content_type = request.content_type or self._traits(request.function).encoding
         named_id, named_reply = (failure.request_id, failure.reply_to)
         if named_id is None:
-            named_id, named_reply = read_envelope(request.payload, content_type, endpoint=self._traits(request.function).endpoint)
+            named_id, named_reply = read_envelope(
+                request.payload, content_type, endpoint=self._traits(request.function).endpoint
+            )
         request_id = named_id or request.id
         user = _result_user_properties(request_id, failure.origin)
         body = {"error": {"code": failure.error.code, "message": failure.error.text}, "meta": dict(user)}
-        content_type, payload = (MSGPACK, msgpack.packb(body)) if content_type == MSGPACK else (JSON, json.dumps(body).encode())
+        content_type, payload = (
+            (MSGPACK, msgpack.packb(body)) if content_type == MSGPACK else (JSON, json.dumps(body).encode())
+        )
         direct = errand.hops == 0 and failure.error.code != "BAD_RESPONSE_TOPIC"
         if direct and (request.wants_answer or named_reply):
             try:
@@ -290,7 +301,9 @@ class Exchange:
             made=answer.outputs[0][1:] if answer.outputs else None,
         )
         topic = self._topics.capture.replace("{function}", request.function)
-        self._send("cloud", "capture", Outbound(topic, body, 1, properties=Properties(content_type=JSON)), errand.delivery)
+        self._send(
+            "cloud", "capture", Outbound(topic, body, 1, properties=Properties(content_type=JSON)), errand.delivery
+        )
 
     def _send(self, link: str, kind: str, out: Outbound, delivery: Delivery) -> None:
         delivery.open += 1
@@ -342,6 +355,10 @@ def _correlation_text(correlation: bytes) -> str:
 
 
 def _result_user_properties(request_id: str, origin: Origin) -> tuple[tuple[str, str], ...]:
-    pairs = (("request", request_id), ("model", origin.model), ("version", origin.version), ("deployment", origin.deployment))
+    pairs = (
+        ("request", request_id),
+        ("model", origin.model),
+        ("version", origin.version),
+        ("deployment", origin.deployment),
+    )
     return tuple((name, value) for name, value in pairs if value is not None)
-

@@ -1,0 +1,259 @@
+"""The `marram` command: each command in a few lines; what it does lives elsewhere.
+
+Exit codes: 0 success, 1 failed, 2 used wrongly, 78 settings that cannot be used (EX_CONFIG), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import agent
+from agent.errors import AgentError, ConfigError
+
+EX_CONFIG = 78
+DEFAULT_CONFIG = Path("topics.yaml")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+        return code
+    except AgentError as error:
+        print(f"marram: {error}", file=sys.stderr)
+        return EX_CONFIG if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+# -- the agent ----------------------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from agent.settings import load
+
+    _log(options.log_level)
+    settings = load(options.config)
+    for warning in settings.warnings:
+        logging.getLogger("agent").warning("%s", warning)
+
+    async def run() -> None:
+        from agent.app import Agent
+
+        await Agent(settings).run()
+
+    asyncio.run(run())
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from agent.settings import load
+
+    settings = load(options.config)
+    for warning in settings.warnings:
+        print(f"warning: {warning}")
+    cloud = "the same connection" if settings.cloud is None else settings.cloud.url
+    print(f"{settings.file}: core {settings.core}, {len(settings.subscriptions)} subscriptions; "
+          f"local {settings.local.url}, cloud {cloud}. Nothing wrong found.")  # fmt: skip
+    return 0
+
+
+def _broker(options: argparse.Namespace) -> int:
+    from agent.mqtt import broker
+    from agent.settings import load
+
+    _log(options.log_level)
+    listen = options.listen or load(options.config).local.listen
+    print(f"broker on {listen}; end it with Ctrl-C", flush=True)
+    broker.main(listen)
+    return 0
+
+
+def _log(level: str) -> None:
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)sZ %(levelname)s %(name)s: %(message)s"
+    )
+
+
+# -- models and deployments ---------------------------------------------------------------------------------------------
+
+
+def _package(options: argparse.Namespace) -> int:
+    from agent.archive import pack
+
+    directory: Path = options.directory
+    made = pack(directory, options.output or Path(f"{directory.resolve().name}.tar.gz"))
+    if options.json:
+        print(json.dumps(made))
+    else:
+        print(f"{made['archive']}: {len(made['files'])} files, {made['bytes']} bytes")
+        print(f"Digest: {made['digest']}")
+    return 0
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from agent.commands import deploy, document_bytes
+
+    body = document_bytes(options.file)
+    last: dict[str, Any] = {}
+    for status in deploy(_where(options), body, wait=options.wait, timeout_s=options.timeout):
+        last = status
+        print(json.dumps(status) if options.json else _told_status(status), flush=True)
+    return 0 if last.get("status") in (("SUCCEEDED",) if options.wait else ("SUCCEEDED", "IN_PROGRESS")) else 1
+
+
+def _told_status(status: dict[str, Any]) -> str:
+    reason = status.get("reason")
+    why = f": {reason['code']}: {reason['message']}" if reason else ""
+    lines = [f"{status['deploymentId']} {status['status']} {status.get('phase') or ''}".rstrip() + why]
+    lines += [f"  warning: {warning}" for warning in status.get("warnings") or ()]
+    if status["status"] == "SUCCEEDED":
+        lines += [f"  {each['id']} {each['version']}" for each in status.get("resources") or ()]
+    return "\n".join(lines)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from agent.commands import status
+
+    found = status(_where(options))
+    print(json.dumps(found, indent=None if options.json else 2))
+    return 0
+
+
+def _infer(options: argparse.Namespace) -> int:
+    from agent.commands import infer
+
+    payload = _payload(options)
+    answer = infer(
+        _where(options),
+        options.function,
+        payload,
+        topic=options.topic,
+        content_type=options.content_type,
+        timeout_s=options.timeout,
+    )
+    sys.stdout.buffer.write(answer.payload + b"\n" * (answer.content_type == "application/json"))
+    sys.stdout.buffer.flush()
+    return 1 if answer.failed else 0
+
+
+def _payload(options: argparse.Namespace) -> bytes:
+    if options.data is not None:
+        return os.fsencode(options.data)
+    if options.file is None or str(options.file) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(options.file).read_bytes()
+    except OSError as error:
+        raise ConfigError("FILE_UNREADABLE", f"{options.file} cannot be read: {error.strerror}.") from error
+
+
+def _where(options: argparse.Namespace) -> Any:
+    from agent.commands import Place
+
+    return Place(options.config, options.broker, options.core, options.ca, options.cert, options.key)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    try:
+        from agent.demo.scenario import main as demo
+    except ImportError as error:
+        raise ConfigError(
+            "DEMO_INCOMPLETE", f"The demo needs a package that is not installed: {error.name}.", "Run scripts/demo, or "
+            "pip install 'marram[demo,onnx]'."
+        ) from error  # fmt: skip
+    return demo(keep=options.keep)
+
+
+# -- the command line ---------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="marram", description="Runs machine-learning models beside the machines that make the data, over MQTT."
+    )
+    parser.add_argument("--version", action="version", version=f"marram {agent.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], about: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        command.add_argument(
+            "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="the settings (default: ./topics.yaml)"
+        )
+        return command
+
+    run = add("run", _run, "Run the agent until SIGTERM or Ctrl-C.", "marram run --config /etc/marram/topics.yaml")
+    add("check", _check, "Check the settings without running anything.", "marram check --config topics.yaml")
+    broker = add(
+        "broker", _broker, "Run the embedded broker alone, for testing.", "marram broker --listen 127.0.0.1:1883"
+    )
+    broker.add_argument("--listen", metavar="HOST:PORT", help="where to listen (default: as the settings say)")
+    for each in (run, broker):
+        each.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+
+    package = add(
+        "package",
+        _package,
+        "Pack a model's directory and print its digest.",
+        "marram package model/ --output activity.tar.gz",
+    )
+    package.add_argument("directory", type=Path, metavar="DIRECTORY")
+    package.add_argument(
+        "--output", type=Path, metavar="FILE", help=".tar.gz, .tar or .zip (default: DIRECTORY.tar.gz)"
+    )
+
+    deploy = add("deploy", _deploy, "Send a deployment document to a core.", "marram deploy deployment.yaml --wait")
+    deploy.add_argument("file", type=Path, metavar="FILE", help="the document: JSON, YAML or msgpack")
+    deploy.add_argument("--wait", action="store_true", help="until it has succeeded or failed")
+    deploy.add_argument("--timeout", type=float, default=3600.0, metavar="SECONDS", help="the longest wait")
+
+    status = add("status", _status, "Show what a core runs.", "marram status --json")
+    infer = add(
+        "infer",
+        _infer,
+        "Send one request to a function and print its answer.",
+        "marram infer activity --data '{\"window\": []}'",
+    )
+    infer.add_argument("function", metavar="FUNCTION", help="the function's Id")
+    infer.add_argument("file", nargs="?", metavar="FILE", help="the payload (default: standard input)")
+    infer.add_argument("--data", metavar="TEXT", help="the payload itself")
+    infer.add_argument("--topic", metavar="TOPIC", help="the event's topic; over a broker, where to publish")
+    infer.add_argument(
+        "--content-type", metavar="TYPE", help="application/json, application/msgpack or application/octet-stream"
+    )
+    infer.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    for each in (deploy, status, infer):
+        each.add_argument(
+            "--broker", metavar="URL", help="over this broker, mqtt://host:1883, in place of the local socket"
+        )
+        each.add_argument("--core", metavar="NAME", help="the core's name, with --broker")
+        for file in ("ca", "cert", "key"):
+            each.add_argument(f"--{file}", type=Path, metavar="FILE", help=f"{file} of an mqtts:// broker, PEM")
+    for each in (package, deploy, status):
+        each.add_argument("--json", action="store_true", help="one line of JSON a result")
+
+    demo = add("demo", _demo, "Show the whole of it on this machine, on free ports.", "marram demo --keep")
+    demo.add_argument("--keep", action="store_true", help="stay up afterwards and tell what to type")
+    return parser

@@ -1,0 +1,203 @@
+"""When a message is acknowledged: every rule, and the promise under any order of events."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.messages import Inbound
+from agent.routing.deliveries import HELD_S, Deliveries, Delivery
+
+
+class World:
+    """Links and spool as the port has them."""
+
+    def __init__(self, window: int = 100) -> None:
+        self.time = 0.0
+        self.acked: list[int] = []
+        self.inbox: dict[str, Delivery] = {}
+        self.pending: list[tuple[str, Delivery, Callable[[], None]]] = []
+        self._window = window
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = itertools.count(1)
+        self.deliveries = Deliveries(self)
+
+    def ack(self, link: str, ticket: int) -> None:
+        self.acked.append(ticket)
+
+    def window(self, link: str) -> int:
+        return self._window
+
+    def put_inbox(self, delivery: Delivery, committed: Callable[[], None]) -> None:
+        self.pending.append((delivery.key, delivery, committed))
+
+    def drop_inbox(self, key: str) -> None:
+        self.inbox.pop(key, None)
+        self.pending = [p for p in self.pending if p[0] != key]
+
+    def later(self, delay_s: float, run: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (self.time + delay_s, next(self._count), run))
+
+    def now(self) -> float:
+        return self.time
+
+    def advance(self, seconds: float) -> None:
+        until = self.time + seconds
+        while self._due and self._due[0][0] <= until:
+            self.time, _, run = heapq.heappop(self._due)
+            run()
+        self.time = until
+
+    def commit(self) -> None:
+        pending, self.pending = self.pending, []
+        for key, delivery, committed in pending:
+            self.inbox[key] = delivery
+            committed()
+
+    def message(self, payload: bytes = b"", *, dup: bool = False) -> Inbound:
+        ticket = next(self._count)
+        return Inbound(
+            "local", "t", payload or str(ticket).encode(), qos=1, dup=dup, ticket=ticket, received_s=self.time
+        )
+
+    def begin(self, payload: bytes = b"", *, ready: bool = True) -> Delivery:
+        message = self.message(payload)
+        delivery = Delivery(f"k{message.ticket}", message)
+        self.deliveries.begin(delivery, ready=ready)
+        return delivery
+
+
+def test_it_is_acknowledged_when_its_last_outcome_is_safe() -> None:
+    world = World()
+    delivery = world.begin()
+    delivery.open += 1
+    world.deliveries.release(delivery)
+    assert world.acked == []
+    world.deliveries.release(delivery)
+    assert world.acked == [delivery.message.ticket]
+    assert not world.inbox and not world.pending
+
+
+def test_one_that_waits_is_committed_then_acknowledged_then_forgotten() -> None:
+    world = World()
+    delivery = world.begin()
+    world.advance(HELD_S - 0.01)
+    assert not world.pending
+    world.advance(0.02)
+    assert world.acked == []
+    world.commit()
+    assert world.acked == [delivery.message.ticket]
+    assert delivery.key in world.inbox
+    world.deliveries.release(delivery)
+    assert delivery.key not in world.inbox
+    assert world.acked == [delivery.message.ticket]
+
+
+def test_one_for_a_function_that_is_not_ready_is_committed_at_once() -> None:
+    world = World()
+    delivery = world.begin(ready=False)
+    assert [p[0] for p in world.pending] == [delivery.key]
+
+
+def test_half_a_window_commits_the_oldest() -> None:
+    world = World(window=20)
+    first = world.begin()
+    for _ in range(10):
+        world.begin()
+    assert [p[0] for p in world.pending] == [first.key]
+
+
+def test_a_redelivery_joins_what_still_runs_and_only_once() -> None:
+    world = World()
+    delivery = world.begin(b"same")
+    world.deliveries.link_down("local")
+    again = world.message(b"same")
+    assert world.deliveries.join(again)
+    assert not world.deliveries.join(world.message(b"same"))
+    world.deliveries.release(delivery)
+    assert world.acked == [again.ticket]
+
+
+def test_a_redelivery_of_what_ended_while_the_link_was_down_is_acknowledged_and_not_run() -> None:
+    world = World()
+    delivery = world.begin(b"same")
+    world.deliveries.link_down("local")
+    world.deliveries.release(delivery)
+    assert world.acked == []
+    again = world.message(b"same", dup=True)
+    assert world.deliveries.join(again)
+    assert world.acked == [again.ticket]
+
+
+def test_what_was_acknowledged_is_joined_by_a_duplicate_only() -> None:
+    world = World()
+    first = world.begin(b"same", ready=False).message.ticket
+    world.commit()
+    world.deliveries.link_down("local")
+    assert not world.deliveries.join(world.message(b"same"))
+    duplicate = world.message(b"same", dup=True)
+    assert world.deliveries.join(duplicate)
+    assert world.acked == [first, duplicate.ticket]
+
+
+def test_after_a_lost_session_equal_messages_are_new() -> None:
+    world = World()
+    world.begin(b"same")
+    world.deliveries.link_down("local")
+    world.deliveries.session_lost("local")
+    assert not world.deliveries.join(world.message(b"same", dup=True))
+
+
+def test_what_the_inbox_kept_is_joined_by_its_redelivery() -> None:
+    world = World()
+    delivery = Delivery("old", world.message(b"same"))
+    world.inbox["old"] = delivery
+    world.deliveries.restore(delivery)
+    assert world.deliveries.join(world.message(b"same", dup=True))
+    world.deliveries.release(delivery)
+    assert "old" not in world.inbox
+
+
+STEPS = st.lists(st.sampled_from(["begin", "slow", "release", "commit", "tick", "down"]), max_size=60)
+
+
+@given(STEPS)
+@settings(max_examples=400, deadline=None)
+def test_nothing_is_acknowledged_before_it_is_safe_and_everything_is_in_the_end(steps: list[str]) -> None:
+    world = World(window=8)
+    running: list[Delivery] = []
+    safe: set[int] = set()
+
+    def release() -> None:
+        delivery = running.pop(0)
+        safe.add(delivery.message.ticket)
+        world.deliveries.release(delivery)
+
+    for step in steps:
+        if step in ("begin", "slow"):
+            running.append(world.begin(ready=step == "begin"))
+        elif step == "release" and running:
+            release()
+        elif step == "commit":
+            world.commit()
+        elif step == "tick":
+            world.advance(0.03)
+        elif step == "down":
+            world.deliveries.link_down("local")
+            for delivery in list(running):  # the broker sends again what it saw no acknowledgement of
+                if delivery.message.ticket not in world.acked:
+                    again = world.message(delivery.message.payload, dup=True)
+                    assert world.deliveries.join(again)
+        committed = {d.message.ticket for d in world.inbox.values()}
+        for ticket in world.acked:
+            assert ticket in safe or ticket in committed or ticket not in {d.message.ticket for d in running}
+    while running:
+        release()
+    world.commit()
+    assert len(world.deliveries) == 0
+    assert safe <= set(world.acked)
+    assert not world.inbox
