@@ -121,3 +121,12 @@ install() {
     quietly "install ONNX Runtime into .venv" "$ROOT/scripts/install-runtime" onnx "$VENV"
     printf '%s\n' "$now" >"$file"
 }
+
+# fetch_recordings: the smart-watch recordings that the demonstration replays come inside the wheel of aeon, which is read
+# as a file and never installed.
+fetch_recordings() {
+    ls "$CACHE"/aeon-1.6.0-*.whl >/dev/null 2>&1 && return
+    mkdir -p "$CACHE"
+    quietly "download the smart-watch recordings" \
+        "$VENV/bin/python" -m pip download --disable-pip-version-check --quiet --no-deps --dest "$CACHE" aeon==1.6.0
+}

@@ -42,7 +42,8 @@ def test_without_a_terminal_events_and_figures_are_lines(monkeypatch: pytest.Mon
     written = text(out).splitlines()
     assert [line.split(" s ", 1)[1] for line in written] == [
         "== A step",
-        "   sent=480 answered=478 waiting=2 lost=0 wrong=0 v1=300 v2=178 p50=0.0ms p99=0.0ms cloud: results=470 samples=90",
+        "   sent=480 answered=478 waiting=2 lost=0 wrong=0 v1=300 v2=178 p50=0.0ms p99=0.0ms "
+        "cloud: results=470 samples=90",
         "   FAILED a [promise]: it broke",
     ]
 

@@ -119,6 +119,14 @@ class Cloud:
         with self._lock:
             return self._samples[first:]
 
+    @property
+    def result_count(self) -> int:
+        return len(self._results)
+
+    @property
+    def sample_count(self) -> int:
+        return len(self._samples)
+
     def stop(self) -> None:
         """Disconnects. Idempotent."""
         self._client.disconnect()

@@ -5,15 +5,14 @@ All of it is what a user writes; nothing here is known to the agent in another w
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tarfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from agent.archive import pack
 
 CORE = "demo-core"
 BUCKET = "factory-models"
@@ -51,25 +50,9 @@ def write_topics(folder: Path, *, local_port: int, cloud_port: int, functions: P
     return file
 
 
-def pack_tar(directory: Path, file: Path) -> Package:
-    """All files of `directory` as a .tar.gz, as SageMaker Neo gives its models."""
-    with tarfile.open(file, "w:gz") as archive:
-        for path in sorted(directory.iterdir()):
-            archive.add(path, path.name)
-    return package(file)
-
-
-def pack_zip(directory: Path, file: Path) -> Package:
-    """All files of `directory` as a .zip."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(directory.iterdir()):
-            archive.write(path, path.name)
-    return package(file)
-
-
-def package(file: Path) -> Package:
-    """`file` as it is, with its digest."""
-    return Package(file, f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}")
+def package(directory: Path, file: Path) -> Package:
+    """Packs `directory` into `file`, a .tar.gz or .zip, as `marram package` does."""
+    return Package(file, pack(directory, file)["digest"])
 
 
 def flip_byte(file: Path, copy: Path) -> Path:

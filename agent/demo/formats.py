@@ -1,4 +1,4 @@
-"""Writes small dense networks as model files that the real runtimes load: a Neo directory for dlr, an .onnx for ONNX Runtime.
+"""Writes small dense networks as the files that real runtimes load: a Neo directory for dlr, an .onnx for ONNX Runtime.
 
 It stands in for the compilers of a factory's build (SageMaker Neo, an exporter to ONNX), so that demo and tests need
 nothing but numpy and, for Neo, gcc. It writes dense layers with ReLU between them and a softmax at the end; no others.

@@ -34,6 +34,7 @@ class Request:
     first_s: float
     asked_s: float
     times: int = 1
+    served_by: str = ""
 
 
 @dataclass(slots=True)
@@ -138,7 +139,7 @@ class Tally:
                 return
             self._closed[id] = request
             self._latencies.append((now - request.first_s) * 1000)
-            problem = self._judge(id, request.window, body)
+            problem = self._judge(id, request, body)
             if problem:
                 self.wrongs.append(f"{id}: {problem}")
 
@@ -165,6 +166,11 @@ class Tally:
         with self._lock:
             return {id for id, request in self._closed.items() if first <= request.number < before}
 
+    def served_by(self, first: int) -> set[str]:
+        """The names of the versions that answered the requests from the `first`-th on."""
+        with self._lock:
+            return {request.served_by for request in self._closed.values() if request.number >= first}
+
     def asked_once(self, id: str) -> bool:
         with self._lock:
             request = self._closed.get(id) or self._open.get(id) or self._lost.get(id)
@@ -178,7 +184,7 @@ class Tally:
         elif known.times == 1:
             self._doubled += 1
 
-    def _judge(self, id: str, window: int, body: dict[str, Any]) -> str | None:
+    def _judge(self, id: str, request: Request, body: dict[str, Any]) -> str | None:
         if "error" in body:
             return f"an error: {body['error']}"
         version = self._versions.get(body["meta"].get("version", ""))
@@ -186,9 +192,10 @@ class Tally:
             return f"of a version that was never deployed: {body['meta'].get('version')}"
         activity, scores = body.get("activity"), body.get("scores", {})
         given = np.array([scores.get(name, np.nan) for name in ACTIVITIES])
-        wanted = version.scores[window]
+        wanted = version.scores[request.window]
+        request.served_by = version.name
         version.answers += 1
-        version.right += activity == ACTIVITIES[self._labels[window]]
+        version.right += activity == ACTIVITIES[self._labels[request.window]]
         self.last_activity[id.rpartition(".")[0]] = str(activity)
         if activity != ACTIVITIES[int(wanted.argmax())] or not np.allclose(given, wanted, rtol=0, atol=TOLERANCE):
             return f"{scores} where {version.name} by hand gives {wanted.round(6).tolist()}"

@@ -72,6 +72,8 @@ class Fleet:
         self._tally = tally
         self._rate = rate
         self._quiet = False
+        self._started_s = 0.0
+        self.running_s = 0.0  # of the load, once it is finished
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
 
@@ -83,10 +85,12 @@ class Fleet:
         """Returns when all watches are connected and the first requests are on their way."""
         for watch in self._watches.values():
             watch.wait()
+        self._started_s = time.monotonic()
         self._thread.start()
 
     def finish(self) -> None:
         """No new requests from here on; the old ones are still asked again and answered."""
+        self.running_s = time.monotonic() - self._started_s
         self._quiet = True
 
     def stop(self) -> None:
