@@ -1,8 +1,8 @@
 """The wire between the agent and a worker: frames over a Unix stream socket pair.
 
-A frame is ``u32 header length, u32 body length`` (little endian), the header as a msgpack array whose first element is the
-frame's kind, then the body: raw bytes that are never copied into msgpack. The layouts of all headers stand below and
-nowhere else. Both ends read all frames that wait with one call and write many frames with one.
+A frame is ``u32 header length, u32 body length`` (little endian), the header as a msgpack array whose first element is
+the frame's kind, then the body: raw bytes that are never copied into msgpack. The layouts of all headers stand below
+and nowhere else. Both ends read all frames that wait with one call and write many frames with one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgpack
 
@@ -28,15 +28,21 @@ STOP: Final = 2  # [STOP]: finish what was received, then exit with 0
 # Worker to agent.
 READY: Final = 10  # [READY, {models: [..], import_s, load_s, warm_up_s, max_batch}]: import, load and warm-up are done
 FAILED: Final = 11  # [FAILED, code, message]: it will never be ready; the process exits with 1
-RESULT: Final = 12  # [RESULT, n, request id, reply_to or None, [[topic or None, content type, bytes], ..], answer] + outputs
+RESULT: Final = (
+    12  # [RESULT, n, request id, reply_to or None, [[topic or None, content type, bytes], ..], answer] + outputs
+)
 ERROR: Final = 13  # [ERROR, n, request id, reply_to or None, code, message]
+
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Frame: TypeAlias = tuple[list[Any], bytes]  # header, body
 
 
 class FrameError(ValueError):
     """The other end sent what is no frame; the connection cannot be trusted further."""
 
 
-def pack(header: Sequence[Any], *buffers: bytes | bytearray | memoryview) -> list[bytes | bytearray | memoryview]:
+def pack(header: Sequence[Any], *buffers: Buffer) -> list[Buffer]:
     """One frame as a list of buffers for a gathered write; `buffers` are not copied."""
     head = msgpack.packb(header)
     return [PREFIX.pack(len(head), sum(map(len, buffers))) + head, *buffers]
@@ -53,7 +59,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[list[Any], bytes]]:
+    def feed(self, data: Buffer) -> list[Frame]:
         """All frames complete after `data`, in order, as (header, body).
 
         Raises:
@@ -61,7 +67,7 @@ class FrameReader:
         """
         buffer = self._buffer
         buffer += data
-        frames: list[tuple[list[Any], bytes]] = []
+        frames: list[Frame] = []
         start, end = 0, len(buffer)
         with memoryview(buffer) as view:
             while end - start >= PREFIX.size:
@@ -88,7 +94,7 @@ def _header(data: memoryview) -> list[Any]:
     return header
 
 
-def send_all(sock: socket.socket, buffers: Iterable[bytes | bytearray | memoryview]) -> None:
+def send_all(sock: socket.socket, buffers: Iterable[Buffer]) -> None:
     """Writes all buffers to a blocking socket, gathered.
 
     Raises:

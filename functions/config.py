@@ -1,0 +1,70 @@
+"""The first frame that a worker gets: all that it is told about its function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class ModelConfig(NamedTuple):
+    """A model resource.
+
+    Attributes:
+        path: its concrete tree, absolute.
+        version: ``sha256:`` and the archive's digest.
+        runtime: its name; None: to be found by the files.
+    """
+
+    id: str
+    path: str
+    version: str
+    runtime: str | None
+    options: Mapping[str, Any]
+
+
+class Config(NamedTuple):
+    """A worker's configuration.
+
+    Attributes:
+        function: its Id.
+        code: its folder, absolute; None for a model endpoint.
+        encoding: ``json`` or ``binary``, where a message's content type says nothing.
+        meta: whether results that are objects get ``meta``.
+        model: the resource Id that results name; None: none.
+        deployment: the deployment's id; empty outside one.
+        max_size, max_delay_s: of a batch.
+        handler: the handler's name.
+    """
+
+    function: str
+    code: str | None
+    endpoint: bool
+    encoding: str
+    meta: bool
+    model: str | None
+    deployment: str
+    models: tuple[ModelConfig, ...]
+    max_size: int
+    max_delay_s: float
+    handler: str
+
+
+def read(frame: Mapping[str, Any]) -> Config:
+    """The CONFIG frame's map as a value; keys that are left out take their defaults."""
+    batch = frame.get("batch") or {}
+    return Config(
+        function=frame["function"],
+        code=frame.get("code"),
+        endpoint=frame.get("endpoint", False),
+        encoding=frame.get("encoding", "json"),
+        meta=frame.get("meta", True),
+        model=frame.get("model"),
+        deployment=frame.get("deployment") or "",
+        models=tuple(
+            ModelConfig(m["id"], m["path"], m["version"], m.get("runtime"), m.get("options") or {})
+            for m in frame.get("models", ())
+        ),
+        max_size=max(1, batch.get("max_size", 1)),
+        max_delay_s=batch.get("max_delay_ms", 0) / 1000,
+        handler=frame.get("handler") or "handler",
+    )

@@ -1,0 +1,167 @@
+"""Models that SageMaker Neo (or another TVM of its time) compiled, run by the package dlr and libdlr.so.
+
+dlr calls a vendor's server when it is imported and at each load, without a time-out. `stay_home` makes that impossible;
+it must be called before anything imports dlr, a function's own code included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from functions.runtimes.base import Array, Model, ModelLoadError, ModelRunError, TensorSpec
+from functions.runtimes.calling_home import stay_home
+from functions.runtimes.options import taken
+
+INSTALL = "scripts/install-runtime dlr {venv}"
+
+
+class DlrModel(Model):
+    """A model of dlr on the CPU. Two threads on one model give wrong results and no error: one at a time."""
+
+    runtime = "dlr"
+
+    def __init__(self, implementation: Any) -> None:
+        super().__init__(_inputs(implementation), _outputs(implementation))
+        self._implementation = implementation
+        self._names = [output.name for output in self.outputs]
+
+    def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        try:
+            return dict(zip(self._names, self._implementation.run(arrays), strict=True))
+        except Exception as error:
+            raise ModelRunError(f"dlr: {error or 'it failed without a reason'}") from error
+
+    def close(self) -> None:
+        self._implementation = None
+
+
+def load(directory: Path, options: Mapping[str, Any]) -> Model:
+    """Loads the compiled model in `directory`, which must be a real path that no link will ever replace.
+
+    Raises:
+        ImportError: dlr is not installed.
+        ModelLoadError: what libdlr said, or RUNTIME_MISSING where there is no libdlr.so.
+    """
+    taken(options, "dlr")
+    stay_home()
+    from dlr.dlr_model import DLRModelImpl
+    from dlr.libpath import DLRLibraryNotFound
+
+    # It writes a line a load and a traceback an error to standard error, whatever the log's settings are.
+    logging.getLogger("dlr.neologger_logger").disabled = True
+    said: list[str] = []
+    try:
+        with _captured_stderr(said):
+            implementation = _create(DLRModelImpl, directory)
+    except DLRLibraryNotFound:
+        target = Path(sys.prefix, "dlr", "libdlr.so")
+        raise ModelLoadError(_NO_LIBRARY.format(target=target, venv=sys.prefix), "RUNTIME_MISSING") from None
+    except _LoadError as error:
+        raise ModelLoadError(f"dlr cannot load it: {_reason(said[0]) or error}") from None
+    sys.stderr.write(said[0])
+    return DlrModel(implementation)
+
+
+_NO_LIBRARY = (
+    "There is no libdlr.so, neither in the model package (SageMaker Neo puts one there) nor at {target}. "
+    "Install it: scripts/install-runtime dlr {venv}"
+)
+
+
+class _LoadError(Exception):
+    """What is left of dlr's exception; often without a text."""
+
+
+def _create(implementation: Any, directory: Path) -> Any:
+    from dlr.libpath import DLRLibraryNotFound
+
+    try:
+        return implementation(str(directory))
+    except DLRLibraryNotFound:
+        raise
+    except Exception as error:
+        failure = _LoadError(str(error) or type(error).__name__)
+    # Outside of `except`: the half-made model is gone by now, and what its __del__ says is in the captured output.
+    raise failure
+
+
+@contextlib.contextmanager
+def _captured_stderr(said: list[str]) -> Iterator[None]:
+    """Appends to `said` what native code writes to file descriptor 2 meanwhile: libdlr gives its reasons nowhere else.
+
+    What other threads write in this time is in it too.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))
+
+
+_ERROR_LINE = re.compile(r"\[[\d:]+\] \S*dlr\.cc:\d+: (?!No metadata)")
+
+
+def _reason(output: str) -> str:
+    """The line of libdlr's output that tells what is wrong, without times, source files and stacks."""
+    line = next((line for line in output.splitlines() if _ERROR_LINE.match(line)), "")
+    reason = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", line).strip()
+    if reason.startswith("Found multiple"):
+        reason += " (libdlr takes no .json or .so in a model package but the model's own and libdlr.so)"
+    return reason
+
+
+def _inputs(implementation: Any) -> list[TensorSpec]:
+    names, dtypes = implementation.get_input_names(), list(implementation.input_dtypes)
+    return [
+        TensorSpec(name, _input_shape(implementation, i), dtypes[i] if i < len(dtypes) else "float32")
+        for i, name in enumerate(names)
+    ]
+
+
+def _input_shape(implementation: Any, index: int) -> tuple[int | None, ...]:
+    library, handle = implementation._lib, ctypes.byref(implementation.handle)
+    size, dimensions = ctypes.c_longlong(), ctypes.c_int()
+    failed = library.GetDLRInputSizeDim(handle, index, ctypes.byref(size), ctypes.byref(dimensions))
+    shape = (ctypes.c_longlong * max(dimensions.value, 1))()
+    if failed or library.GetDLRInputShape(handle, index, shape):
+        raise ModelLoadError("libdlr does not tell the shapes of the model's inputs.")
+    return _shape(shape[: dimensions.value])
+
+
+def _outputs(implementation: Any) -> list[TensorSpec]:
+    count = implementation.num_outputs
+    names = implementation.get_output_names()  # out of the .meta file; there may be none
+    if len(names) != count:
+        names = [f"output_{i}" for i in range(count)]
+    dtypes = list(implementation.output_dtypes)
+    shapes = getattr(implementation, "output_shapes", [])
+    return [
+        TensorSpec(
+            name,
+            _shape(shapes[i]) if i < len(shapes) else (None,),
+            dtypes[i] if i < len(dtypes) else "float32",
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def _shape(sizes: Any) -> tuple[int | None, ...]:
+    return tuple(int(size) if size >= 0 else None for size in np.asarray(sizes).tolist())

@@ -1,0 +1,68 @@
+"""Finds the runtime of a model directory, loads the model with it and runs it once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from functions.errors import CodedError, StartError
+from functions.runtimes.base import Model, ModelLoadError
+from functions.runtimes.detect import detect, model_directory
+
+RUNTIMES: Final = {"dlr": "functions.runtimes.dlr", "onnx": "functions.runtimes.onnx"}
+
+
+def load(resource: str, path: str, runtime: str | None, options: Mapping[str, Any]) -> Model:
+    """The model in the directory `path`, not warmed up yet.
+
+    Args:
+        resource: its resource Id, for messages.
+        runtime: its runtime's name; None: by its files.
+
+    Raises:
+        StartError: RUNTIME_UNKNOWN, RUNTIME_MISSING, MODEL_LOAD_FAILED.
+    """
+    try:
+        directory = model_directory(Path(path))
+        name = runtime or detect(directory)
+    except OSError as error:
+        raise ModelLoadError(f"The model {resource} cannot be read: {error}") from error
+    if name not in RUNTIMES:
+        known = ", ".join(RUNTIMES)
+        raise StartError("RUNTIME_UNKNOWN", f'The model {resource} is for the runtime "{name}"; known are {known}.')
+    module = importlib.import_module(RUNTIMES[name])
+    try:
+        model: Model = module.load(directory, options)
+    except ModuleNotFoundError as error:
+        raise _missing(name, module.INSTALL, error) from error
+    except CodedError as error:
+        raise StartError(error.code, f"The model {resource}: {error.message}") from error
+    except MemoryError as error:
+        raise ModelLoadError(f"The model {resource} does not fit into the worker's memory.") from error
+    except Exception as error:
+        raise ModelLoadError(f"The model {resource} cannot be loaded: {type(error).__name__}: {error}") from error
+    return model
+
+
+def warm_up(resource: str, model: Model) -> None:
+    """Runs `model` once on zeros.
+
+    Raises:
+        StartError: MODEL_WARM_UP_FAILED.
+    """
+    try:
+        model.warm_up()
+    except Exception as error:
+        reason = error.message if isinstance(error, CodedError) else f"{type(error).__name__}: {error}"
+        raise StartError("MODEL_WARM_UP_FAILED", f"The model {resource} fails on zeros: {reason}") from error
+
+
+def _missing(runtime: str, install: str, error: ModuleNotFoundError) -> StartError:
+    python = sys.executable
+    install = install.format(python=python, venv=sys.prefix)
+    return StartError(
+        "RUNTIME_MISSING", f"The runtime {runtime} is not installed for {python} ({error}). Install it: {install}"
+    )

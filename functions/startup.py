@@ -1,0 +1,132 @@
+"""From the CONFIG frame to a worker that serves: code, models, warm-up, then READY or FAILED."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import io
+import itertools
+import os
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from functions import config, frames, loading
+from functions.errors import StartError
+from functions.pulse import Pulse
+from functions.runtimes.calling_home import stay_home
+from functions.serving import Server
+
+if TYPE_CHECKING:
+    from functions.runtimes.base import Model
+
+
+def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
+    """Configures the worker, serves until STOP or end of file, and ends the process."""
+    pulse = Pulse(pulse_sock)
+    reader = frames.FrameReader()
+    first = _first_frames(sock, reader)
+    if not first:
+        _end(0)
+    try:
+        server, facts = _prepared(sock, reader, config.read(first[0][0][1]))
+    except StartError as error:
+        frames.send_all(sock, frames.pack([frames.FAILED, error.code, error.message]))
+        _end(1)
+    pulse.before = server.flush_if_free
+    # What is loaded by now lives as long as the process: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    try:
+        frames.send_all(sock, frames.pack([frames.READY, facts]))
+        server.serve(first[1:])
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the agent is gone
+    _end(0)
+
+
+def _first_frames(sock: socket.socket, reader: frames.FrameReader) -> list[frames.Frame]:
+    while data := sock.recv(frames.READ_BYTES):
+        if found := reader.feed(data):
+            return found
+    return []
+
+
+def _prepared(
+    sock: socket.socket, reader: frames.FrameReader, settings: config.Config
+) -> tuple[Server, dict[str, Any]]:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a function prints is seen at once
+    stay_home()  # ahead of the function's code, which may import dlr itself
+    times = [time.monotonic()]
+    code = loading.load(settings.function, settings.code, settings.handler) if settings.code else None
+    times.append(time.monotonic())
+    models = _models(settings)
+    times.append(time.monotonic())
+    _warm_up(models)
+    times.append(time.monotonic())
+    if code is None:
+        code = _endpoint(settings, models)
+    server = Server(sock, reader, settings, code, models)
+    import_s, load_s, warm_up_s = (round(b - a, 4) for a, b in itertools.pairwise(times))
+    facts = {"import_s": import_s, "load_s": load_s, "warm_up_s": warm_up_s}
+    return server, {"models": _described(models), "max_batch": server.max_batch, **facts}
+
+
+def _models(settings: config.Config) -> dict[str, Model]:
+    if not settings.models:
+        return {}
+    try:
+        import numpy  # noqa: F401
+    except ImportError as error:
+        message = f"{sys.executable} cannot run models: {error}. Install numpy: {sys.executable} -m pip install numpy"
+        raise StartError("INTERPRETER_INCOMPLETE", message) from error
+    from functions.runtimes.loading import load
+
+    return {m.id: load(m.id, m.path, m.runtime, m.options) for m in settings.models}
+
+
+def _warm_up(models: dict[str, Model]) -> None:
+    if models:
+        from functions.runtimes.loading import warm_up
+
+        for resource, model in models.items():
+            warm_up(resource, model)
+
+
+def _endpoint(settings: config.Config, models: dict[str, Model]) -> loading.Code:
+    if len(models) != 1:
+        names = ", ".join(models) or "none"
+        raise StartError(
+            "FUNCTION_NOT_FOUND",
+            f"The function {settings.function} is a model endpoint: it serves exactly one model, and has: {names}.",
+        )
+    from functions.endpoint import Endpoint
+
+    resource = settings.models[0]
+    endpoint = Endpoint(resource.id, resource.version, models[resource.id])
+    return loading.Code(endpoint.handle, endpoint.handle_batch if endpoint.can_batch else None)
+
+
+def _described(models: dict[str, Model]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": resource,
+            "runtime": model.runtime,
+            "inputs": [[spec.name, list(spec.shape), spec.dtype] for spec in model.inputs],
+            "outputs": [[spec.name, list(spec.shape), spec.dtype] for spec in model.outputs],
+        }
+        for resource, model in models.items()
+    ]
+
+
+def _end(code: int) -> None:
+    """Ends the process without waiting for threads that a function has left running, as Lambda code does."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    os._exit(code)
