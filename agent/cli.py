@@ -170,14 +170,9 @@ def _where(options: argparse.Namespace) -> Any:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    try:
-        from agent.demo.scenario import main as demo
-    except ImportError as error:
-        raise ConfigError(
-            "DEMO_INCOMPLETE", f"The demo needs a package that is not installed: {error.name}.", "Run scripts/demo, or "
-            "pip install 'marram[demo,onnx]'."
-        ) from error  # fmt: skip
-    return demo(keep=options.keep)
+    from agent.demo import main as demo
+
+    return demo(keep=options.keep, seconds=options.seconds)
 
 
 # -- the command line ---------------------------------------------------------------------------------------------------
@@ -256,4 +251,5 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "Show the whole of it on this machine, on free ports.", "marram demo --keep")
     demo.add_argument("--keep", action="store_true", help="stay up afterwards and tell what to type")
+    demo.add_argument("--seconds", type=float, default=6.0, help="load around each step (default: 6)")
     return parser
