@@ -139,7 +139,7 @@ class Mosquitto:
 
 
 class PlainClient:
-    """A device as anyone would write it: paho with its own thread.
+    """A device as anyone would write it: paho with its own thread; it comes back and subscribes again by itself.
 
     Attributes:
         received: paho's messages in the order of arrival; acknowledged at once.
@@ -156,13 +156,15 @@ class PlainClient:
     ) -> None:
         self.received: list[paho.MQTTMessage] = []
         self._arrived = threading.Condition()
-        self._settled: dict[int, list[int]] = {}
+        self._settled: set[int] = set()
+        self._subscribed: dict[str, int] = {}
         if protocol == paho.MQTTv5:
             self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=protocol)  # type: ignore[arg-type]
         else:
             self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id, clean_session=True, protocol=protocol)  # type: ignore[arg-type]
         self._up = threading.Event()
         self.client.on_connect = self._on_connect
+        self.client.on_disconnect = self._on_disconnect
         self.client.on_message = self._on_message
         self.client.on_subscribe = self._on_subscribe
         self.client.on_socket_open = self._on_socket_open
@@ -171,10 +173,12 @@ class PlainClient:
             self.client.username_pw_set(username, password)
         self.client.connect("127.0.0.1", port)
         self.client.loop_start()
-        assert self._up.wait(DEADLINE_S), "the plain client is not connected"
+        self.wait_up()
 
     def subscribe(self, topic: str, qos: int = 1) -> None:
         """Subscribes and returns at the SUBACK."""
+        self.wait_up()
+        self._subscribed[topic] = qos
         _, mid = self.client.subscribe(topic, qos)
         assert mid is not None
         with self._arrived:
@@ -193,7 +197,8 @@ class PlainClient:
         user: list[tuple[str, str]] | None = None,
         wait: bool = True,
     ) -> None:
-        """Publishes; returns at the PUBACK unless `wait` is false."""
+        """Publishes, when it is connected; returns at the PUBACK unless `wait` is false."""
+        self.wait_up()
         properties = PahoProperties(PacketTypes.PUBLISH)
         if response_topic is not None:
             properties.ResponseTopic = response_topic
@@ -217,6 +222,10 @@ class PlainClient:
             )
             return list(self.received)
 
+    def wait_up(self) -> None:
+        """Returns when it is connected."""
+        assert self._up.wait(DEADLINE_S), "the plain client is not connected"
+
     def payloads(self) -> list[bytes]:
         """The payloads so far."""
         return [bytes(message.payload) for message in list(self.received)]
@@ -227,16 +236,21 @@ class PlainClient:
         self.client.loop_stop()
 
     def _on_connect(self, *_: object) -> None:
+        for topic, qos in self._subscribed.items():
+            self.client.subscribe(topic, qos)
         self._up.set()
+
+    def _on_disconnect(self, *_: object) -> None:
+        self._up.clear()
 
     def _on_message(self, _client: object, _userdata: object, message: paho.MQTTMessage) -> None:
         with self._arrived:
             self.received.append(message)
             self._arrived.notify_all()
 
-    def _on_subscribe(self, _client: object, _userdata: object, mid: int, codes: list[object], _props: object) -> None:
+    def _on_subscribe(self, _client: object, _userdata: object, mid: int, *_: object) -> None:
         with self._arrived:
-            self._settled[mid] = [getattr(code, "value", code) for code in codes]  # type: ignore[misc]
+            self._settled.add(mid)
             self._arrived.notify_all()
 
     def _on_socket_open(self, _client: object, _userdata: object, sock: socket.socket) -> None:

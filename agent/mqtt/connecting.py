@@ -1,0 +1,210 @@
+"""Opening a connection to a broker: its address from the settings, DNS, TCP and TLS, and errors in plain words.
+
+Names are looked up on a thread of their own, because a look-up cannot be cancelled and must delay neither the loop nor
+its end; all the rest is asyncio's. Credentials appear in no message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from agent import settings
+from agent.errors import AgentError, ConfigError, TransientError
+from agent.mqtt.codec import MalformedError
+from agent.mqtt.stream import PacketStream
+
+TIMEOUT_S = 10.0
+_AWS_ALPN = "x-amzn-mqtt-ca"  # AWS IoT Core on port 443 asks for it
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a broker is and who we say we are.
+
+    Attributes:
+        tls: whether the connection is encrypted.
+        password: never shown.
+    """
+
+    host: str
+    port: int
+    tls: bool
+    username: str | None
+    password: str | None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"Address({self})"
+
+
+def address_of(link: settings.Link) -> Address:
+    """The broker's address as the settings give it; ``embedded`` is where the embedded broker listens.
+
+    Raises:
+        ConfigError: BAD_BROKER_URL.
+    """
+    url = f"mqtt://{link.listen}" if link.url == "embedded" else link.url
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme not in ("mqtt", "mqtts") or not host:
+        raise ConfigError(
+            "BAD_BROKER_URL",
+            f"The url of the link {link.name} is not one of a broker.",
+            "Write mqtt://HOST:PORT, mqtts://HOST:PORT or the word embedded.",
+        )
+    tls = parts.scheme == "mqtts"
+    username = link.username if link.username is not None else _unquoted(parts.username)
+    password = link.password if link.password is not None else _unquoted(parts.password)
+    return Address(host, port or (8883 if tls else 1883), tls, username, password)
+
+
+def tls_context(link: settings.Link, address: Address) -> ssl.SSLContext | None:
+    """What TLS checks and shows; None without TLS. Reads the PEM files: called for each connection, so that renewed
+    certificates are taken without a restart.
+
+    Raises:
+        TransientError: TLS_FILES, one of the files cannot be used.
+    """
+    if not address.tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=str(link.ca) if link.ca else None)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if link.cert is not None:
+            context.load_cert_chain(str(link.cert), str(link.key) if link.key else None, password=_no_password)
+    except (OSError, ValueError) as error:
+        raise TransientError(
+            "TLS_FILES",
+            f"The certificates of the link {link.name} cannot be used: {_reason(error)}.",
+            "Check ca, cert and key in the settings: readable PEM files, the key without a password and made for the"
+            " certificate.",
+        ) from error
+    if address.port == 443:
+        context.set_alpn_protocols([_AWS_ALPN])
+    return context
+
+
+async def open_stream(link: settings.Link, make: Callable[[], PacketStream]) -> PacketStream:
+    """A connected stream, TLS included; tries each address that the broker's name has, `TIMEOUT_S` at most for each.
+
+    Raises:
+        TransientError: why not, in one sentence with a remedy.
+    """
+    address = address_of(link)
+    context = tls_context(link, address)
+    problem: AgentError | None = None
+    for ip in await _resolve(address):
+        try:
+            _, stream = await asyncio.wait_for(
+                asyncio.get_running_loop().create_connection(
+                    make, ip, address.port, ssl=context, server_hostname=address.host if context else None
+                ),
+                TIMEOUT_S,
+            )
+            return stream
+        except (OSError, asyncio.TimeoutError) as error:
+            problem = _explained(error, address)
+            problem.__cause__ = error
+    assert problem is not None
+    raise problem
+
+
+async def _resolve(address: Address) -> list[str]:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[str]] = loop.create_future()
+
+    def settle(ips: list[str], error: OSError | None) -> None:
+        if not answer.done():
+            if error is None:
+                answer.set_result(ips)
+            else:
+                answer.set_exception(error)
+
+    def look_up() -> None:
+        ips: list[str] = []
+        problem: OSError | None = None
+        try:
+            found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            ips = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        except (OSError, UnicodeError) as error:
+            problem = error if isinstance(error, OSError) else OSError(str(error))
+        try:
+            loop.call_soon_threadsafe(settle, ips, problem)
+        except RuntimeError:
+            pass  # the loop has ended meanwhile
+
+    threading.Thread(target=look_up, name="dns", daemon=True).start()
+    try:
+        return await asyncio.wait_for(answer, TIMEOUT_S)
+    except (OSError, asyncio.TimeoutError) as error:
+        raise TransientError(
+            "BROKER_NAME_UNKNOWN",
+            f"The name of the broker {address} cannot be resolved.",
+            "Check the name, and that this device reaches its DNS server.",
+        ) from error
+
+
+def _explained(error: Exception, address: Address) -> AgentError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TransientError(
+            "TLS_UNTRUSTED",
+            f"The certificate of {address} is not trusted: {error.verify_message}.",
+            "Give the CA that signed it (ca), reach the broker by the name in its certificate, and check this device's"
+            " clock.",
+        )
+    if isinstance(error, ssl.SSLError):
+        return TransientError(
+            "TLS_FAILED",
+            f"There is no TLS connection to {address}: {_reason(error)}.",
+            "Check that the port speaks TLS (usually 8883) and, where it asks for a client certificate, cert and key.",
+        )
+    return TransientError(
+        "BROKER_UNREACHABLE",
+        f"The broker {address} does not answer: {_reason(error)}.",
+        "Check that it runs, and its host and port.",
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    if isinstance(error, asyncio.TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ETIMEDOUT):
+        return "timed out"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        name = f" ({error.filename})" if error.filename else ""
+        return os.strerror(error.errno).lower() + name
+    return str(error) or type(error).__name__
+
+
+def _no_password() -> str:
+    # Without this, OpenSSL would ask for a password on the terminal and stop the agent there.
+    return ""
+
+
+def _unquoted(text: str | None) -> str | None:
+    return None if text is None else unquote(text)
+
+
+def ended(error: Exception | None, address: Address) -> AgentError:
+    """Why a connection that stood has ended: closed by the broker (None), an error of TLS or TCP, or no MQTT."""
+    if error is None or isinstance(error, (ConnectionResetError, BrokenPipeError)):
+        return TransientError("BROKER_CLOSED", f"{address} closed the connection.")
+    if isinstance(error, AgentError):
+        return error
+    if isinstance(error, MalformedError):
+        return TransientError("BROKER_PROTOCOL", f"{address} does not speak proper MQTT: {error}.")
+    return _explained(error, address)

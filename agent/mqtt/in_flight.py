@@ -1,0 +1,191 @@
+"""What is under way on a link: messages sent and not yet acknowledged, and messages received and not yet acknowledged.
+
+Pure: no clock, no I/O; packets go to the `write` they are given. `Departures` keeps to the broker's Receive Maximum,
+sends again after a reconnect what had no PUBACK (with DUP, in the first order), and finds out a message at which the
+broker closes the connection each time. `Arrivals` lets acknowledgements leave in the order of receipt (MQTT 5, 4.6).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.errors import TransientError
+from agent.messages import Outbound
+from agent.mqtt.codec import DUP, puback
+
+Done = Callable[[], None]
+Encode = Callable[[Outbound, int], bytes]
+# AWS IoT Core takes 100 unacknowledged publishes from a connection; more gains nothing on a local broker either.
+WINDOW = 100
+# Packet ids are 16 bits, and subscriptions need some too.
+MAX_OUTSTANDING = 60_000
+# A broker that takes offence at a message (AWS: not authorized, too large) closes the connection without a word. After
+# so many short connections that ended with the same message unanswered, messages go one by one; when it is so many and
+# the message was alone in flight, it is given up.
+SUSPECT_AFTER = 3
+GIVE_UP_AFTER = 6
+
+
+@dataclass(slots=True, eq=False)
+class Departure:
+    """A QoS 1 message on its way.
+
+    Attributes:
+        packet: encoded, in the version that the link speaks.
+        sent: it was written to a connection, this one or an earlier one.
+        losses: connections that the broker closed while this was the oldest message without PUBACK.
+    """
+
+    out: Outbound
+    done: Done | None
+    packet: bytes
+    sent: bool = False
+    losses: int = 0
+
+
+class Departures:
+    """QoS 1 messages given to a link until their PUBACK."""
+
+    def __init__(self) -> None:
+        self._messages: dict[
+            int, Departure
+        ] = {}  # by packet id, oldest first; those in flight come before those waiting
+        self._waiting: deque[int] = deque()
+        self._last_id = 0
+        self._limit = WINDOW
+        self._one_by_one = 0
+        self._write: Callable[[bytes], None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def next_id(self) -> int:
+        """A packet id that no message has; also for paho's SUBSCRIBE and UNSUBSCRIBE."""
+        while True:
+            self._last_id = self._last_id % 65535 + 1
+            if self._last_id not in self._messages:
+                return self._last_id
+
+    def send(self, out: Outbound, done: Done | None, encode: Encode) -> None:
+        """Writes it now, or queues it behind the others where the window is full.
+
+        Raises:
+            RejectedError: from `encode`; nothing is sent then.
+            TransientError: LINK_FULL.
+        """
+        if len(self._messages) >= MAX_OUTSTANDING:
+            raise TransientError("LINK_FULL", f"{MAX_OUTSTANDING} messages wait for the broker's acknowledgement.")
+        packet_id = self.next_id()
+        departure = Departure(out, done, encode(out, packet_id))
+        queued = bool(self._waiting) or len(self._messages) >= self._window()
+        self._messages[packet_id] = departure
+        if queued or self._write is None:
+            self._waiting.append(packet_id)
+        else:
+            self._depart(departure)
+
+    def connected(self, write: Callable[[bytes], None], limit: int, encode: Encode | None) -> None:
+        """A new connection: sends again what is unacknowledged, in order.
+
+        Args:
+            limit: the broker's Receive Maximum, messages.
+            encode: given where the protocol version changed, so that packets are made anew.
+        """
+        self._write = write
+        self._limit = max(1, min(limit, WINDOW))
+        if encode is not None:
+            for packet_id, departure in self._messages.items():
+                departure.packet = encode(departure.out, packet_id)
+        self._waiting = deque(self._messages)
+        self._fill()
+
+    def disconnected(self, suspicious: bool) -> Departure | None:
+        """The connection is gone.
+
+        Args:
+            suspicious: the broker closed it, soon after it began and without a reason that explains it.
+
+        Returns:
+            A message that is given up because the broker closes the connection at it; its `done` is the caller's.
+        """
+        self._write = None
+        in_flight = len(self._messages) - len(self._waiting)
+        if not suspicious or not in_flight:
+            return None
+        packet_id, oldest = next(iter(self._messages.items()))
+        oldest.losses += 1
+        if oldest.losses >= SUSPECT_AFTER:
+            self._one_by_one = max(self._one_by_one, in_flight)
+        if oldest.losses >= GIVE_UP_AFTER and in_flight == 1:
+            return self._messages.pop(packet_id)
+        return None
+
+    def acknowledged(self, packet_id: int) -> Departure | None:
+        """The message that this PUBACK answers, None if there is none; the next ones leave."""
+        departure = self._messages.pop(packet_id, None)
+        if departure is None:
+            return None
+        if self._one_by_one:
+            self._one_by_one -= 1
+        if self._waiting:
+            self._fill()
+        return departure
+
+    def _window(self) -> int:
+        return 1 if self._one_by_one else self._limit
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._messages) - len(self._waiting) < self._window():
+            self._depart(self._messages[self._waiting.popleft()])
+
+    def _depart(self, departure: Departure) -> None:
+        assert self._write is not None
+        if departure.sent:
+            departure.packet = bytes((departure.packet[0] | DUP,)) + departure.packet[1:]
+        departure.sent = True
+        self._write(departure.packet)
+
+
+class Arrivals:
+    """QoS 1 messages received on one connection, until their PUBACK left."""
+
+    __slots__ = ("_by_ticket", "_order", "_ticket")
+
+    def __init__(self) -> None:
+        self._ticket = 0
+        self._order: deque[list[int]] = deque()  # [ticket, packet id, 1 where acknowledged]
+        self._by_ticket: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def add(self, packet_id: int) -> int:
+        """A new ticket, above 0 and never given again, for the message with this packet id."""
+        self._ticket += 1
+        entry = [self._ticket, packet_id, 0]
+        self._order.append(entry)
+        self._by_ticket[self._ticket] = entry
+        return self._ticket
+
+    def ack(self, ticket: int) -> bytes:
+        """The PUBACKs that may leave now; empty where an older message is still without its own.
+
+        Idempotent; a ticket of an earlier connection changes nothing.
+        """
+        entry = self._by_ticket.get(ticket)
+        if entry is None:
+            return b""
+        entry[2] = 1
+        order, leaving = self._order, b""
+        while order and order[0][2]:
+            done = order.popleft()
+            del self._by_ticket[done[0]]
+            leaving += puback(done[1])
+        return leaving
+
+    def forget(self) -> None:
+        """The connection is gone, and with it the meaning of its packet ids."""
+        self._order.clear()
+        self._by_ticket.clear()

@@ -1,0 +1,180 @@
+"""Keeps one session up: which version of MQTT, when to try again, and one line in the log for each new reason why not.
+
+MQTT 5 first; 3.1.1 where the broker refuses 5, in words or by closing the connection each time. Tries end only with
+`stop`; waits grow with jitter up to the link's longest. The first try after a connection that lasted follows at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from agent import settings
+from agent.errors import AgentError, TransientError
+from agent.mqtt.connecting import address_of, open_stream
+from agent.mqtt.control import Identity
+from agent.mqtt.session import Owner, Session, Terms
+from agent.mqtt.stream import PacketStream
+
+logger = logging.getLogger(__name__)
+
+# After a connection that lasted so long the waits start small again; one that the broker closed sooner may have been
+# closed because of what was sent on it.
+STABLE_S = 10.0
+FIRST_WAIT_S = 0.05
+STOP_TIMEOUT_S = 2.0
+
+
+class Keeper:
+    """Keeps a session for `owner`, one after the other.
+
+    Attributes:
+        last_error: why the last try or connection ended; the owner clears it when a session is up.
+    """
+
+    def __init__(
+        self,
+        link: settings.Link,
+        identity: Identity,
+        owner: Owner,
+        next_id: Callable[[], int],
+        max_backoff_s: float,
+    ) -> None:
+        self.last_error: str | None = None
+        self._link = link
+        self._address = address_of(link)
+        self._identity = identity
+        self._owner = owner
+        self._next_id = next_id
+        self._max_backoff_s = max_backoff_s
+        self._spoke_v5 = False
+        self._only_311 = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to connect, for as long as it takes."""
+        self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"link {self._link.name}")
+
+    async def stop(self, session: Session | None) -> None:
+        """Ends the tries, and `session` with a DISCONNECT; two seconds at most. Idempotent."""
+        if self._task is not None:
+            task, self._task = self._task, None
+            task.cancel()
+            await asyncio.wait([task])
+        if session is not None:
+            await _end(session)
+
+    async def _keep(self) -> None:
+        while True:
+            error: AgentError = await self._retrying()(self._one_connection)
+            self._log(error)
+
+    async def _one_connection(self) -> AgentError:
+        """Connects and returns why the connection ended; raises that where it did not last."""
+        session: Session = await self._retrying()(self._negotiate)
+        began = asyncio.get_running_loop().time()
+        error = await asyncio.shield(session.over)
+        if asyncio.get_running_loop().time() - began < STABLE_S:
+            raise error
+        return error
+
+    def _retrying(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=self._max_backoff_s, min=FIRST_WAIT_S / 5),
+            retry=retry_if_exception_type(AgentError),
+            before_sleep=self._log_outcome,
+        )
+
+    async def _negotiate(self) -> Session:
+        """A session in the highest version that the broker speaks.
+
+        Raises:
+            TransientError: there is none now.
+        """
+        try:
+            return await self._session_of_some_version()
+        except AgentError:
+            raise
+        except Exception as error:
+            logger.exception("link %s: a programming error while connecting", self._link.name)
+            raise TransientError("LINK_FAILED", f"Connecting failed: {type(error).__name__}.") from error
+
+    async def _session_of_some_version(self) -> Session:
+        if not self._only_311:
+            try:
+                session = await self._open(5, self._identity, self._owner)
+                self._spoke_v5 = True
+                return session
+            except TransientError as refusal:
+                if refusal.code != "PROTOCOL_REFUSED" and not await self._refuses_v5_silently(refusal):
+                    raise
+        self._only_311 = False  # until it has worked again
+        session = await self._open(4, self._identity, self._owner)
+        self._only_311 = True
+        return session
+
+    async def _refuses_v5_silently(self, refusal: TransientError) -> bool:
+        """Whether closing the connection without a CONNACK was the answer to MQTT 5.
+
+        A broker that restarts does the same, and so does a relay with no broker behind it. So 3.1.1 is tried, which
+        shows that a broker is there, and then MQTT 5 once more.
+        """
+        if refusal.code != "BROKER_CLOSED" or self._spoke_v5:
+            return False
+        await self._probe(4)
+        try:
+            await self._probe(5)
+        except TransientError as second:
+            return second.code == "BROKER_CLOSED"
+        return False
+
+    async def _probe(self, version: int) -> None:
+        await _end(await self._open(version, replace(self._identity, will=None), _Nobody()))
+
+    async def _open(self, version: int, identity: Identity, owner: Owner) -> Session:
+        session = Session(owner, version, identity, self._address, self._next_id)
+        stream = await open_stream(self._link, lambda: PacketStream(session))
+        await session.open(stream)
+        return session
+
+    def _log_outcome(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, AgentError):
+            self._log(error)
+
+    def _log(self, error: AgentError) -> None:
+        if str(error) != self.last_error:
+            self.last_error = str(error)
+            logger.warning("link %s: %s It is tried again.", self._link.name, error)
+
+
+async def _end(session: Session) -> None:
+    session.leave()
+    await asyncio.wait([session.over], timeout=STOP_TIMEOUT_S)
+    session.drop()
+
+
+class _Nobody:
+    """Owns a session that only asks whether a broker is there."""
+
+    def session_up(self, session: Session, terms: Terms) -> None:
+        pass
+
+    def session_publish(self, first: int, data: bytes, at: int, end: int) -> None:
+        pass
+
+    def session_puback(self, packet_id: int, reason: int) -> None:
+        pass
+
+    def session_answer(self, packet_id: int, codes: Sequence[int]) -> None:
+        pass
+
+    def session_exactly_once(self, topic: str, payload: bytes) -> None:
+        pass
+
+    def session_down(self, session: Session, error: AgentError) -> None:
+        pass
