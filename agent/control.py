@@ -69,7 +69,9 @@ class ControlServer:
             request = json.loads(line)
             command = self._commands[request["command"]]
         except (ValueError, LookupError, TypeError):
-            yield failed(RejectedError("BAD_COMMAND", "The agent does not know this command.", "Use the agent's own version."))
+            yield failed(
+                RejectedError("BAD_COMMAND", "The agent does not know this command.", "Use the agent's own version.")
+            )
             return
         try:
             async for reply in command(request):
@@ -78,7 +80,9 @@ class ControlServer:
             yield failed(error)
         except Exception:
             log.exception("command %s", request["command"])
-            yield failed(AgentError("INTERNAL", "The agent failed at this command.", "Its log says where; please report it."))
+            yield failed(
+                AgentError("INTERNAL", "The agent failed at this command.", "Its log says where; please report it.")
+            )
 
 
 def failed(error: AgentError) -> dict[str, Any]:

@@ -29,14 +29,18 @@ def lock_state(state: Path) -> int:
         descriptor = os.open(state / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(
-            "STATE_UNUSABLE", f"The state directory {state} cannot be used: {error.strerror}.", "Set 'state' in topics.yaml."
+            "STATE_UNUSABLE",
+            f"The state directory {state} cannot be used: {error.strerror}.",
+            "Set 'state' in topics.yaml.",
         ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise ConfigError(
-            "STATE_IN_USE", f"Another agent runs on the state directory {state}.", "Stop it first, or set another 'state'."
+            "STATE_IN_USE",
+            f"Another agent runs on the state directory {state}.",
+            "Stop it first, or set another 'state'.",
         ) from error
     return descriptor
 

@@ -27,12 +27,13 @@ _RETAINED_ALWAYS, _RETAINED_IF_NEW = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who connects: the same for all connections of a link."""
+    """Who connects: the same for all connections of a link. `session_expiry_s`: how long the broker keeps it (MQTT 5)."""
 
     client_id: str
     core: str
     will: Outbound | None
     keepalive_s: int
+    session_expiry_s: int = SESSION_EXPIRY_S
 
 
 class Pipe:
@@ -78,7 +79,7 @@ class Control(paho.Client):
         super().__init__(
             CallbackAPIVersion.VERSION2,
             identity.client_id,
-            clean_session=None if version == 5 else False,
+            clean_session=None if version == 5 else identity.session_expiry_s == 0,
             protocol=MQTTProtocolVersion.MQTTv5 if version == 5 else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
             manual_ack=False,
@@ -91,7 +92,7 @@ class Control(paho.Client):
         return self._next_id()
 
     def say_connect(self, address: Address, pipe: Pipe) -> None:
-        """Writes CONNECT. The session is to outlive the connection, seven days where the version can say so."""
+        """Writes CONNECT. The session is to outlive the connection, for as long as it is told where the version can say so."""
         self.pipe = pipe
         if address.username is not None:
             self.username_pw_set(address.username, address.password)
@@ -100,7 +101,7 @@ class Control(paho.Client):
             self._set_will(self._identity.will)
         if self.protocol == MQTTProtocolVersion.MQTTv5:
             properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = SESSION_EXPIRY_S
+            properties.SessionExpiryInterval = self._identity.session_expiry_s
             properties.ReceiveMaximum = RECEIVE_MAXIMUM
             properties.MaximumPacketSize = MAX_PACKET_BYTES
             options = {"clean_start": False, "properties": properties}

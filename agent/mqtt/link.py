@@ -21,7 +21,7 @@ from agent.errors import AgentError, RejectedError, TransientError
 from agent.messages import NO_PROPERTIES, Inbound, Outbound
 from agent.mqtt import codec
 from agent.mqtt.connecting import address_of
-from agent.mqtt.control import RECEIVE_MAXIMUM, Identity
+from agent.mqtt.control import RECEIVE_MAXIMUM, SESSION_EXPIRY_S, Identity
 from agent.mqtt.filters import FilterSet
 from agent.mqtt.in_flight import Arrivals, Departure, Departures, Done
 from agent.mqtt.reasons import name_of
@@ -51,6 +51,10 @@ class Link:
         known_filters: what an earlier run was subscribed to; unsubscribed where it is not wanted any more.
         on_filters: called with the filters in force, before a new one is subscribed and when one is gone.
         retained: filters whose retained messages are wanted after each CONNACK, not only when they are new.
+        session_expiry_s: how long the broker keeps the session, seconds; 0 for a short-lived client.
+
+    Attributes:
+        session_present: the broker knew the session when it last connected.
     """
 
     def __init__(
@@ -67,14 +71,16 @@ class Link:
         known_filters: Iterable[str] = (),
         on_filters: Callable[[frozenset[str]], None] | None = None,
         retained: Collection[str] = (),
+        session_expiry_s: int = SESSION_EXPIRY_S,
     ) -> None:
         self.name = settings.name
         self.connected = False
         self.protocol = 0
+        self.session_present = False
         self.generation = 0
         self.dropped = 0
         self._address = address_of(settings)
-        identity = Identity(client_id, core, will, settings.keepalive_s)
+        identity = Identity(client_id, core, will, settings.keepalive_s, session_expiry_s)
         self._own = ("core", core)
         self._own_encoded = codec.user_property("core", core)
         self._on_message, self._on_up, self._on_down = on_message, on_up, on_down
@@ -190,6 +196,7 @@ class Link:
         self._session, self._stream = session, session.stream
         assert self._stream is not None
         self.protocol = session.version
+        self.session_present = terms.session_present
         self.generation += 1
         self.connected = True
         self._keeper.last_error = None
