@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -17,15 +18,14 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-import functions
-from agent.demo import data, documents, formats, train
+from agent.demo import data, documents, formats, main, train
 from agent.demo.children import Child, free_ports
 from agent.demo.cloud import Bucket, Cloud
 from agent.demo.relay import Relay
 from agent.demo.tally import AGAIN_S, LOST_S, Tally
 from agent.demo.watches import Fleet
-from agent.deployment.document import parse
-from agent.errors import ConfigError
+from agent.deployment.document import FileSource, parse
+from agent.errors import ConfigError, RejectedError
 from agent.settings import Policy, load
 from functions import activity
 from tests.mqtt_kit import Mosquitto, accepts, mosquitto, wait_until
@@ -100,17 +100,19 @@ def test_the_function_refuses_what_is_no_window(window: object) -> None:
 
 
 def test_the_settings_and_the_document_are_what_the_agent_reads(tmp_path: Path) -> None:
-    source = Path(functions.__file__).parent
-    settings = load(documents.write_topics(tmp_path, local_port=1, cloud_port=2, functions=source))
-    (tmp_path / "v1").mkdir()
-    (tmp_path / "v1" / "model.onnx").write_bytes(b"a model")
-    model = documents.package(tmp_path / "v1", tmp_path / "v1.tar.gz")
-    document = documents.deployment("v1", model, tmp_path)
-    deployment = parse(json.dumps(document).encode(), core=settings.core, policy=settings.policy)
-    assert deployment.resources[0].digest == model.digest
-    assert {s.target for s in deployment.subscriptions} == {"function:activity", "cloud"}
-    with pytest.raises(Exception, match="policy"):
-        parse(json.dumps(document).encode(), core=settings.core, policy=Policy())
+    assert main(write_to=tmp_path) == 0
+    settings = load(tmp_path / "topics.yaml")
+    assert (settings.functions[0] / "activity" / "__init__.py").exists()
+    for name in ("v1", "v2"):
+        body = (tmp_path / f"{name}.json").read_bytes()
+        deployment = parse(body, core=settings.core, policy=settings.policy)
+        [resource] = deployment.resources
+        assert isinstance(resource.source, FileSource)
+        assert resource.digest == f"sha256:{hashlib.sha256(Path(resource.source.path).read_bytes()).hexdigest()}"
+        assert {s.target for s in deployment.subscriptions} == {"function:activity", "local"}
+        with pytest.raises(RejectedError, match=r"topics\.yaml"):
+            parse(body, core=settings.core, policy=Policy())
+    assert activity.features(json.loads((tmp_path / "window.json").read_bytes())["window"]).shape == (30,)
 
 
 def test_one_byte_of_the_broken_archive_differs(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+import functions
 from agent.archive import pack
 
 CORE = "demo-core"
@@ -28,22 +29,26 @@ class Package:
     file: Path
     digest: str
 
-    @property
-    def uri(self) -> str:
-        return f"s3://{BUCKET}/{self.file.name}"
+    def in_bucket(self, destination: Path) -> dict[str, Any]:
+        """The source of a model in S3, which appears at `destination` on the core too."""
+        data = {"S3Uri": f"s3://{BUCKET}/{self.file.name}", "DestinationPath": str(destination)}
+        return {"S3MachineLearningModelResourceData": data}
+
+    def on_disk(self) -> dict[str, Any]:
+        """The source of a model in a file on the core."""
+        return {"FileMachineLearningModelResourceData": {"Path": str(self.file)}}
 
 
-def write_topics(folder: Path, *, local_port: int, cloud_port: int, functions: Path) -> Path:
-    """Writes topics.yaml into `folder`: an embedded local broker, a cloud broker, and a policy for the one bucket."""
+def write_topics(
+    folder: Path, *, core: str, local: dict[str, str], cloud: dict[str, str] | str, policy: dict[str, list[str]]
+) -> Path:
+    """Writes `folder`/topics.yaml; the state lies beside it, the functions are the project's own."""
     settings = {
-        "core": CORE,
+        "core": core,
         "state": "state",
-        "functions": [str(functions)],
-        "links": {
-            "local": {"url": "embedded", "listen": f"127.0.0.1:{local_port}"},
-            "cloud": {"url": f"mqtt://127.0.0.1:{cloud_port}"},
-        },
-        "policy": {"sources": [f"s3://{BUCKET}/*"], "destinations": [str(folder / "ml")]},
+        "functions": [str(Path(functions.__file__).parent)],
+        "links": {"local": local, "cloud": cloud},
+        "policy": policy,
     }
     file = folder / "topics.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -63,18 +68,18 @@ def flip_byte(file: Path, copy: Path) -> Path:
     return copy
 
 
-def deployment(id: str, model: Package, folder: Path) -> dict[str, Any]:
-    """The document that deploys `model` with the function ``activity``, the watches' questions and the results' way.
+def deployment(id: str, source: dict[str, Any], digest: str, *, results: str) -> dict[str, Any]:
+    """The document that deploys a model with the function ``activity`` and the watches' questions.
 
     Args:
-        folder: the one of topics.yaml; the model appears in it as ``ml/activity``.
+        source: where the model is, as `Package` gives it.
+        results: where all results go besides the requesters, ``cloud`` or ``local``.
     """
-    data = {"S3Uri": model.uri, "DestinationPath": str(folder / "ml" / "activity")}
     resource = {
         "Id": MODEL,
         "Name": "ActivityModel",
-        "ResourceDataContainer": {"S3MachineLearningModelResourceData": data},
-        "Marram": {"Digest": model.digest},
+        "ResourceDataContainer": source,
+        "Marram": {"Digest": digest},
     }
     function = {
         "Id": FUNCTION,
@@ -90,13 +95,17 @@ def deployment(id: str, model: Package, folder: Path) -> dict[str, Any]:
     name = f"function:{FUNCTION}"
     subscriptions = [
         {"Id": "questions", "Source": "local", "Subject": "sensors/+/motion", "Target": name},
-        {"Id": "results", "Source": name, "Subject": "sensors/+/motion/activity", "Target": "cloud"},
+        {"Id": "results", "Source": name, "Subject": "sensors/+/motion/activity", "Target": results},
     ]
     return {"DeploymentId": id, "Resources": [resource], "Functions": [function], "Subscriptions": subscriptions}
 
 
-def write_document(document: dict[str, Any], folder: Path) -> Path:
-    """Saves the document as ``DEPLOYMENT-ID.json`` in `folder`, for who wants to deploy it by hand."""
-    file = folder / f"{document['DeploymentId']}.json"
+def write_json(file: Path, document: dict[str, Any]) -> Path:
+    """Saves the document, for who wants to send it by hand."""
     file.write_text(json.dumps(document, indent=2) + "\n")
     return file
+
+
+def request(window: list[list[float]]) -> dict[str, Any]:
+    """A request as a watch sends it, answered on ``watches/me/answers``."""
+    return {"meta": {"id": "by-hand-1", "reply_to": "watches/me/answers"}, "window": window}

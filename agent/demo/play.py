@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -14,6 +15,28 @@ from agent.demo.scenario import Scenario
 from agent.demo.site import Models, Site, make_models
 from agent.demo.view import Check, shown, summary
 from agent.errors import AgentError
+
+RUNNING = 12  # a recording of the test split
+
+
+def write(folder: Path) -> None:
+    """Writes what a first try by hand needs: a topics.yaml, both models, a deployment of each, and a request.
+
+    The core of this topics.yaml needs nothing from outside: its one broker is the embedded one, on its usual port, and
+    the deployments take the models from `folder`.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    models = make_models(folder)
+    models.broken.file.unlink()
+    policy = {"sources": [f"file://{folder}/*"]}
+    documents.write_topics(folder, core="first-core", local={"url": "embedded"}, cloud="local", policy=policy)
+    for name, model in (("v1", models.v1), ("v2", models.v2)):
+        document = documents.deployment(f"first-{name}", model.on_disk(), model.digest, results="local")
+        documents.write_json(folder / f"{name}.json", document)
+    documents.write_json(folder / "window.json", documents.request(models.test.windows[RUNNING].tolist()))
+    for path in (folder / "v1", folder / "v2"):
+        shutil.rmtree(path)
 
 
 def play(*, keep: bool, seconds: float) -> int:
@@ -56,10 +79,9 @@ def _run(console: Console, site: Site, models: Models, seconds: float) -> bool:
 
 def _keep(console: Console, site: Site, models: Models) -> None:
     """Says what can be typed, and waits for Ctrl-C."""
-    window = site.folder / "window.json"
-    meta = {"id": "by-hand-1", "reply_to": "watches/me/answers"}
-    window.write_text(json.dumps({"meta": meta, "window": models.test.windows[12].tolist()}))
-    again = documents.write_document(documents.deployment("by-hand-v1", models.v1, site.folder), site.folder)
+    question = documents.request(models.test.windows[RUNNING].tolist())
+    window = documents.write_json(site.folder / "window.json", question)
+    again = documents.write_json(site.folder / "by-hand-v1.json", site.document("by-hand-v1", models.v1))
     config = f"--config {site.folder / 'topics.yaml'}"
     lines = (
         "Everything stays up until Ctrl-C. In another terminal, in this folder:",

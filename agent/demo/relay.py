@@ -46,7 +46,7 @@ class Relay:
         """Cuts, and ends the thread. Idempotent."""
         if self._loop.is_closed():
             return
-        self.cut()
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -67,6 +67,14 @@ class Relay:
             writer.transport.abort()
         # One turn, so that the transports have really closed when this returns.
         await asyncio.sleep(0)
+
+    async def _end(self) -> None:
+        await self._cut()
+        forwarding = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in forwarding:
+            task.cancel()
+        await asyncio.gather(*forwarding, return_exceptions=True)
+        await asyncio.sleep(0)  # the transports' closing callbacks
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -11,8 +11,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import functions
 from agent.demo import data, documents, formats, train
 from agent.demo.children import Child, free_ports
 from agent.demo.cloud import Bucket, Cloud, s3_environment
@@ -79,7 +79,7 @@ class Site:
             ConfigError, TransientError: a part did not start.
         """
         broker = ["-m", "agent.mqtt.broker", "--listen", f"127.0.0.1:{self.cloud_port}"]
-        cloud_broker = self._child("cloud's broker", broker)
+        cloud_broker = self._child("cloud broker", broker)
         s3 = self._child("S3 server", ["-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.s3_port)])
         cloud_broker.wait_port(self.cloud_port)
         self.relay = Relay(self.relay_port, self.cloud_port)
@@ -88,11 +88,19 @@ class Site:
         bucket = Bucket(self.s3_port)
         for package in (models.v1, models.v2, models.broken):
             bucket.upload(package.file)
-        source = Path(functions.__file__).parent
         topics = documents.write_topics(
-            self.folder, local_port=self.local_port, cloud_port=self.relay_port, functions=source
+            self.folder,
+            core=documents.CORE,
+            local={"url": "embedded", "listen": f"127.0.0.1:{self.local_port}"},
+            cloud={"url": f"mqtt://127.0.0.1:{self.relay_port}"},
+            policy={"sources": [f"s3://{documents.BUCKET}/*"], "destinations": [str(self.folder / "ml")]},
         )
         self.agent = self._child("agent", ["-m", "agent", "run", "--config", str(topics)])
+
+    def document(self, id: str, model: Package) -> dict[str, Any]:
+        """The deployment of `model` out of the bucket; it appears in the folder as ``ml/activity``."""
+        source = model.in_bucket(self.folder / "ml" / "activity")
+        return documents.deployment(id, source, model.digest, results="cloud")
 
     def stop(self, *, remove: bool) -> None:
         """Ends all processes, the agent first. Idempotent."""

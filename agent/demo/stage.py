@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.demo import documents
+from agent.demo.documents import Package
 from agent.demo.site import Site
 from agent.demo.tally import LOST_S, Tally
 from agent.demo.view import Check, Figures, View
@@ -90,9 +90,9 @@ class Stage:
         sent = self.tally.counts().sent
         self.until(lambda: self.tally.settled(sent), LOST_S + 5, "the requests to be answered or given up")
 
-    def deploy(self, id: str, model: documents.Package) -> dict[str, Any]:
+    def deploy(self, id: str, model: Package) -> dict[str, Any]:
         """Pushes it through the cloud's broker and returns the final status."""
-        self.cloud.push(documents.deployment(id, model, self.site.folder))
+        self.cloud.push(self.site.document(id, model))
         noted = 0
 
         def over() -> bool:
