@@ -1,8 +1,8 @@
 """A deployed group as running workers: what they are started with, and the turn from one group to the next.
 
-Runs on the event loop's thread. Each generation of workers gets a directory of its own, state/run/<function>/<group>/, in which
-its models' DestinationPaths lead to concrete trees: it never resolves `current`, so a worker on trial cannot read the old
-model, nor a draining one the new.
+Runs on the event loop's thread. Each generation of workers gets a directory of its own,
+state/run/<function>/<group>/, in which its models' DestinationPaths lead to concrete trees: it never resolves
+`current`, so a worker on trial cannot read the old model, nor a draining one the new.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Activation:
             pool.kill(FunctionError("DISCARDED", "The deployment of this worker failed."))
 
     async def stop(self, grace_s: float) -> None:
-        """Drains all workers and ends what is left after `grace_s`. What was not run stays with the broker or the inbox."""
+        """Drains all workers; ends what is left after `grace_s`. What was not run stays with the broker or the inbox."""
         for number in list(self._warm):
             self._draining.update({pool: Path() for pool in self._warm[number]})
             for pool in self._warm.pop(number):
@@ -226,7 +226,7 @@ class Activation:
         if path is None:
             raise AgentError(
                 "INTERPRETER_UNKNOWN",
-                f"Function {function.id} names the interpreter {function.interpreter!r}, which topics.yaml no longer has.",
+                f"Function {function.id} names the interpreter {function.interpreter!r}; topics.yaml has none.",
                 f"Add {function.interpreter!r} to policy.interpreters.",
             )
         return str(self._settings.file.parent / path)

@@ -1,7 +1,7 @@
 """The composition root: builds the agent's parts, joins them, starts and stops them.
 
-Everything runs on one thread, the event loop's; the spool's commits, the installer and the workers have threads or processes
-of their own.
+Everything runs on one thread, the event loop's; the spool's commits, the installer and the workers have threads or
+processes of their own.
 """
 
 from __future__ import annotations

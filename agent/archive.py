@@ -1,6 +1,7 @@
 """Packs a model's or a function's directory into the archive that a deployment names. Blocks; for the command line.
 
-The same files always give the same bytes (names sorted, times and owners left out), so that the same model has the same version.
+The same files always give the same bytes (names sorted, times and owners left out), so that the same model has the
+same version.
 """
 
 from __future__ import annotations

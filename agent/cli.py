@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-# -- the agent ----------------------------------------------------------------------------------------------------------
+# -- the agent --------------------------------------------------------------------------------------------------------
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -90,7 +90,7 @@ def _log(level: str) -> None:
     )
 
 
-# -- models and deployments ---------------------------------------------------------------------------------------------
+# -- models and deployments -------------------------------------------------------------------------------------------
 
 
 def _package(options: argparse.Namespace) -> int:
@@ -175,7 +175,7 @@ def _demo(options: argparse.Namespace) -> int:
     return demo(keep=options.keep, seconds=options.seconds, write_to=options.write)
 
 
-# -- the command line ---------------------------------------------------------------------------------------------------
+# -- the command line -------------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,8 @@
 """The local socket through which the `marram` command talks to the agent on the same device.
 
-One JSON object a line each way. A request is ``{"command": name, ..}``; its replies carry ``"last": true`` on the last one and
-``"error": {"code", "message"}`` where it failed. Only the user that the agent runs as can open the socket (mode 0600).
+One JSON object a line each way. A request is ``{"command": name, ..}``; its replies carry ``"last": true`` on the
+last one and ``"error": {"code", "message"}`` where it failed. Only the user that the agent runs as can open the
+socket (mode 0600).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The values that travel between the links and the rest of the agent. No MQTT library type goes further than its link."""
+"""The values that travel between the links and the rest of the agent; no MQTT library type goes beyond a link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole installation for a test: settings, functions, models in a real S3, and the agent as the process that users run."""
+"""A whole installation for a test: settings, functions, models in a real S3, and the agent as users run it."""
 
 from __future__ import annotations
 
@@ -56,10 +56,22 @@ def model_archive(directory: Path, seed: int, *, runtime: str = "onnx", suffix: 
 
 def resource(uri: str, *, id: str = "model", destination: str | None = "/ml/model", **more: Any) -> dict[str, Any]:
     data = {"S3Uri": uri, **({"DestinationPath": destination} if destination else {})}
-    return {"Id": id, "Name": id, "ResourceDataContainer": {"S3MachineLearningModelResourceData": data}, **({"Marram": more} if more else {})}
+    return {
+        "Id": id,
+        "Name": id,
+        "ResourceDataContainer": {"S3MachineLearningModelResourceData": data},
+        **({"Marram": more} if more else {}),
+    }
 
 
-def function(id: str, *, arn: str | None = None, models: tuple[str, ...] = (), marram: Mapping[str, Any] | None = None, **config: Any) -> dict[str, Any]:
+def function(
+    id: str,
+    *,
+    arn: str | None = None,
+    models: tuple[str, ...] = (),
+    marram: Mapping[str, Any] | None = None,
+    **config: Any,
+) -> dict[str, Any]:
     policies = [{"ResourceId": each, "Permission": "ro"} for each in models]
     configuration = {"Environment": {"ResourceAccessPolicies": policies}, **config}
     made = {"Id": id, "FunctionArn": arn or f"function:{id}", "FunctionConfiguration": configuration}
@@ -140,19 +152,26 @@ class Core:
 
     def wait_linked(self) -> None:
         """Until all links are up."""
-        wait_until(lambda: self.answers() and all(link["connected"] for link in self.status()["links"].values()), "links up")
+        wait_until(
+            lambda: self.answers() and all(link["connected"] for link in self.status()["links"].values()), "links up"
+        )
 
     def deploy(self, document: Mapping[str, Any], *, expect: str | None = "SUCCEEDED") -> dict[str, Any]:
         """Deploys through the control socket and returns the last status."""
         place = commands.Place(self.config)
-        last: dict[str, Any] = {}
-        for last in commands.deploy(place, json.dumps(document).encode(), wait=True, timeout_s=120):
-            pass
+        *_, last = commands.deploy(place, json.dumps(document).encode(), wait=True, timeout_s=120)
         assert expect is None or last["status"] == expect, f"{last}\n{self.tail()}"
         return last
 
-    def group(self, id: str, *, resources: list[Any], functions: list[Any], subscriptions: list[Any], **marram: Any) -> dict[str, Any]:
-        made: dict[str, Any] = {"DeploymentId": id, "Resources": resources, "Functions": functions, "Subscriptions": subscriptions}
+    def group(
+        self, id: str, *, resources: list[Any], functions: list[Any], subscriptions: list[Any], **marram: Any
+    ) -> dict[str, Any]:
+        made: dict[str, Any] = {
+            "DeploymentId": id,
+            "Resources": resources,
+            "Functions": functions,
+            "Subscriptions": subscriptions,
+        }
         return {**made, **({"Marram": marram} if marram else {})}
 
     def worker_pids(self) -> list[int]:
@@ -196,5 +215,3 @@ def _command(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
-
-

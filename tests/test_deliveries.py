@@ -79,7 +79,8 @@ def test_it_is_acknowledged_when_its_last_outcome_is_safe() -> None:
     assert world.acked == []
     world.deliveries.release(delivery)
     assert world.acked == [delivery.message.ticket]
-    assert not world.inbox and not world.pending
+    assert not world.inbox
+    assert not world.pending
 
 
 def test_one_that_waits_is_committed_then_acknowledged_then_forgotten() -> None:
@@ -188,7 +189,7 @@ def test_nothing_is_acknowledged_before_it_is_safe_and_everything_is_in_the_end(
             world.advance(0.03)
         elif step == "down":
             world.deliveries.link_down("local")
-            for delivery in list(running):  # the broker sends again what it saw no acknowledgement of
+            for delivery in running:  # the broker sends again what it saw no acknowledgement of
                 if delivery.message.ticket not in world.acked:
                     again = world.message(delivery.message.payload, dup=True)
                     assert world.deliveries.join(again)

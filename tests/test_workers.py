@@ -158,7 +158,12 @@ def test_an_interpreter_that_is_not_there_is_said_so(tmp_path: Path) -> None:
         origin = Origin("f", None, None, None)
         spec = workers.Spec(origin, "/no/such/python", {}, tmp_path, tmp_path)
         pool = Pool(
-            origin, PoolLimits(), lambda pool: workers.start(spec, pool, loop=loop), LoopClock(loop), random.random, lost.set
+            origin,
+            PoolLimits(),
+            lambda pool: workers.start(spec, pool, loop=loop),
+            LoopClock(loop),
+            random.random,
+            lost.set,
         )
         pool.open()
         await asyncio.wait_for(lost.wait(), DEADLINE_S)

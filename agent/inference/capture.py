@@ -39,8 +39,8 @@ def sample(
     """A sample as JSON.
 
     Args:
-        given, made: the request's and the result's (content type, payload); JSON goes in as it is, anything else as base64.
-        made: None where the function gave no result.
+        given, made: the request's and the result's (content type, payload); JSON goes in as it is, anything else as
+        base64. made: None where the function gave no result.
     """
     head = {
         "id": sample_id,

@@ -1,11 +1,11 @@
 """Requests in flight: which worker gets which request, what waits, what is late, what is tried again. Pure.
 
-Time comes from a clock that is passed in and workers are a port, so all of it runs in a simulation as well. One `Pool` is
-one generation of one function; `Dispatcher` knows which pool of a function is the one in use.
+Time comes from a clock that is passed in and workers are a port, so all of it runs in a simulation as well. One
+`Pool` is one generation of one function; `Dispatcher` knows which pool of a function is the one in use.
 
-What a lost worker's requests get: the one that it was working on (or the batch) is tried once more on another worker, then
-answered with the loss; those that only waited behind it go to another worker as if nothing had happened. A request that ran
-into its time limit is answered at once and never run again.
+What a lost worker's requests get: the one that it was working on (or the batch) is tried once more on another worker,
+then answered with the loss; those that only waited behind it go to another worker as if nothing had happened. A
+request that ran into its time limit is answered at once and never run again.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ class Pool:
         self._end_if_drained()
 
     def on_lost(self, worker: Worker, reason: AgentError) -> None:
-        """The worker process is gone. Its requests go elsewhere or are answered; a replacement starts in the background."""
+        """The process is gone. Its requests go elsewhere or are answered; a replacement starts in the background."""
         slot = self._slot_of(worker)
         if slot is None:
             return
@@ -358,7 +358,7 @@ class Pool:
             self._clock.later(self.limits.timeout_s, self._find_late)
 
     def _find_late(self) -> None:
-        """One timer a pool, set again only while something is in flight: no timer is made or cancelled for a request."""
+        """One timer a pool, set only while something is in flight: none is made or cancelled for a request."""
         self._timer_set = False
         now, nearest = self._clock.now(), None
         for slot in self._slots:
@@ -443,7 +443,7 @@ class Dispatcher:
         return pool is None or pool.state != "starting"
 
     def promote(self, pools: Iterable[Pool], drained: Callable[[Pool], None]) -> None:
-        """Puts `pools` into use in place of all that were; those drain, and what waited in them goes to the new ones."""
+        """Puts `pools` into use in place of all others; those drain, and what waited in them goes to the new ones."""
         old = self.pools
         self.pools = {pool.origin.function: pool for pool in pools}
         for pool in old.values():

@@ -181,8 +181,8 @@ class WorkerProcess:
         self.kill(
             FunctionError(
                 "WORKER_HUNG",
-                f"A worker of function {self.spec.origin.function} neither finished in time nor answered its pulse: it is "
-                "stopped, or stuck in native code.",
+                f"A worker of function {self.spec.origin.function} neither finished in time nor answered its pulse: it "
+                "is stopped, or stuck in native code.",
                 "Look for a library call in it that never returns.",
             )
         )

@@ -1,13 +1,13 @@
 """When a received message is acknowledged. Pure; the links and the spool are ports.
 
-A QoS 1 message is acknowledged when all that came of it is safe: in the next broker's hands or committed to the spool. So that
-one slow function holds up nobody (acknowledgements leave in the order of receipt: MQTT 5, 4.6), a message that has waited
-HELD_S, that stands first when half the window is used, or whose function is not ready is itself committed to the spool's inbox
-and acknowledged; it is run again from there after a restart.
+A QoS 1 message is acknowledged when all that came of it is safe: in the next broker's hands or committed to the
+spool. So that one slow function holds up nobody (acknowledgements leave in the order of receipt: MQTT 5, 4.6), a
+message that has waited HELD_S, that stands first when half the window is used, or whose function is not ready is
+itself committed to the spool's inbox and acknowledged; it is run again from there after a restart.
 
-After a connection's loss the broker sends again what it saw no acknowledgement of. Such a redelivery joins the delivery that is
-still here; one that was acknowledged already is joined only by a message that the broker marks as a duplicate, since another
-one may truly be new.
+After a connection's loss the broker sends again what it saw no acknowledgement of. Such a redelivery joins the
+delivery that is still here; one that was acknowledged already is joined only by a message that the broker marks as a
+duplicate, since another one may truly be new.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Topic names and topic filters as MQTT 5, 4.7 has them. Pure; strings in, strings out.
 
-A filter's level may be ``+`` (any one level) and its last ``#`` (the parent and everything below it). A filter that starts
-with a wildcard never matches a topic that starts with ``$`` (4.7.2).
+A filter's level may be ``+`` (any one level) and its last ``#`` (the parent and everything below it). A filter that
+starts with a wildcard never matches a topic that starts with ``$`` (4.7.2).
 """
 
 from __future__ import annotations
