@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from agent import settings
+from agent import settings, settings_links, settings_reader
 from agent.errors import ConfigError
 from agent.settings import Settings, Subscription
 
@@ -48,6 +49,18 @@ def test_the_repository_s_own_file_loads_without_a_warning() -> None:
     )
     assert read.policy == settings.Policy()
     assert read.warnings == ()
+
+
+def test_the_page_in_docs_names_every_key_and_its_examples_load(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "settings.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(examples) >= 5
+    for example in examples:
+        assert load(tmp_path, example).core == "press-7"
+    keys = [*settings_reader.KEYS, *settings_reader.POLICY_KEYS, *settings_reader.TEMPLATES, *settings_links.KEYS]
+    assert [key for key in keys if f"`{key}`" not in page] == []
+    defaults = [template for template, _ in settings_reader.TEMPLATES.values()]
+    assert [template for template in defaults if f"`{template}`" not in page] == []
 
 
 def test_a_name_is_enough(tmp_path: Path) -> None:
