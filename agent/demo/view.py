@@ -71,8 +71,8 @@ def shown(console: Console, figures: Callable[[], Figures]) -> Iterator[View]:
     if not console.is_terminal:
         yield Lines(console, figures)
         return
-    screen = Screen(figures)
-    with Live(screen, console=console, refresh_per_second=8, transient=False):
+    screen = Screen(console, figures)
+    with Live(screen, console=console, refresh_per_second=8, transient=True):
         yield screen
 
 
@@ -113,25 +113,25 @@ class Lines:
 
 
 class Screen:
-    """Redrawn in place: the phases with their checks, the figures, a chart of answers a second by version."""
+    """A panel redrawn in place, with the figures and answers a second by version; events scroll by above it."""
 
-    def __init__(self, figures: Callable[[], Figures]) -> None:
+    def __init__(self, console: Console, figures: Callable[[], Figures]) -> None:
+        self._console = console
         self._figures = figures
-        self._events: list[Text] = []
         self._title = ""
         self._history: deque[dict[str, int]] = deque(maxlen=SAMPLES + 1)
         self._sampled_s = 0.0
 
     def phase(self, title: str) -> None:
         self._title = title
-        self._events.append(Text(title, style="bold"))
+        self._console.print(Text(title, style="bold"))
 
     def note(self, text: str) -> None:
-        self._events.append(Text(f"  {text}", style="dim"))
+        self._console.print(Text(f"  {text}", style="dim"))
 
     def check(self, check: Check) -> None:
         mark = Text("  ✔ ", style="green") if check.held else Text("  ✘ ", style="bold red")
-        self._events.append(mark + Text(f"{check.name}: ") + Text(check.detail, style="dim"))
+        self._console.print(Text.assemble(mark, f"{check.name}: ", (check.detail, "dim")))
 
     def tick(self) -> None:
         """Nothing to do: rich's own thread redraws."""
@@ -142,12 +142,8 @@ class Screen:
         if now - self._sampled_s >= SAMPLE_S:
             self._sampled_s = now
             self._history.append(f.answers)
-        return Group(
-            *self._events,
-            Panel(
-                Group(_numbers(f), _watches(f), *_chart(list(self._history))), title=self._title, border_style="blue"
-            ),
-        )
+        content = Group(_numbers(f), _watches(f), *_chart(list(self._history)))
+        return Panel(content, title=self._title, border_style="blue")
 
 
 def _numbers(f: Figures) -> Table:
