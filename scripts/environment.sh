@@ -56,8 +56,11 @@ has() {
 # missing_packages NAME:PACKAGE..: the Debian packages whose commands or headers are not on this machine.
 missing_packages() {
     local pair
-    find_python || printf 'python3 '
-    if find_python && ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then printf 'python3-venv '; fi
+    if ! find_python; then
+        printf 'python3 python3-venv '
+    elif ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then
+        printf 'python3-venv '
+    fi
     for pair in "$@"; do
         has "${pair%%:*}" || printf '%s ' "${pair##*:}"
     done
@@ -66,6 +69,9 @@ missing_packages() {
 # need NAME:PACKAGE..: stops, naming the packages that are missing.
 need() {
     local missing
+    if ! find_python && has python3; then
+        fail "$(python3 -V 2>&1) is too old: Marram needs 3.10 or later" "MARRAM_PYTHON=/path/to/python names another one."
+    fi
     missing=$(missing_packages "$@")
     [ -z "$missing" ] || fail "this machine lacks: $missing" "On Debian or Ubuntu: sudo apt-get install $missing"
 }
