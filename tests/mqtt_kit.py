@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -271,3 +272,90 @@ def mosquitto(directory: Path, **options: object) -> Iterator[Mosquitto]:
         yield broker.start()
     finally:
         broker.kill()
+
+
+async def until(condition: Callable[[], object], what: str = "the condition", deadline_s: float = DEADLINE_S) -> None:
+    """`wait_until` for the event loop."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true within {deadline_s} s"
+        await asyncio.sleep(0.005)
+
+
+class Relay:
+    """A TCP relay on the event loop, in front of a broker: it can be cut, closed and made to look at what goes to it.
+
+    Attributes:
+        port: where it listens; the same after `cut` and `mend`.
+        refuse: asked with the first bytes of a connection (its CONNECT); bytes are sent back instead of relaying (an
+            empty answer closes the connection at once), None relays.
+        inspect: asked with each chunk towards the broker; false closes the connection.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.port = free_port()
+        self.refuse: Callable[[bytes], bytes | None] = lambda first: None
+        self.inspect: Callable[[bytes], bool] = lambda chunk: True
+        self.connections = 0
+        self._target = target
+        self._server: asyncio.AbstractServer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> Relay:
+        """Listens."""
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", self.port)
+        return self
+
+    async def cut(self) -> None:
+        """Resets all connections and listens no more, until `start`."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self.reset()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def reset(self) -> None:
+        """Resets the connections that there are."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        self.connections += 1
+        far: asyncio.StreamWriter | None = None
+        try:
+            first = await reader.read(65536)
+            answer = self.refuse(first)
+            if answer is not None:
+                writer.write(answer)
+                await writer.drain()
+                return
+            back, far = await asyncio.open_connection("127.0.0.1", self._target)
+            far.write(first)
+            await asyncio.wait(
+                [
+                    asyncio.ensure_future(self._pump(reader, far, self.inspect)),
+                    asyncio.ensure_future(self._pump(back, writer, lambda chunk: True)),
+                ],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+            if far is not None:
+                far.transport.abort()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, look: Callable[[bytes], bool]
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                chunk = await reader.read(65536)
+                if not chunk or not look(chunk):
+                    return
+                writer.write(chunk)
+                await writer.drain()

@@ -27,7 +27,11 @@ _RETAINED_ALWAYS, _RETAINED_IF_NEW = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who connects: the same for all connections of a link. `session_expiry_s`: how long the broker keeps it (MQTT 5)."""
+    """Who connects: the same for all connections of a link.
+
+    Attributes:
+        session_expiry_s: how long the broker keeps the session (MQTT 5), seconds; 0 asks 3.1.1 for a clean session.
+    """
 
     client_id: str
     core: str
@@ -92,7 +96,7 @@ class Control(paho.Client):
         return self._next_id()
 
     def say_connect(self, address: Address, pipe: Pipe) -> None:
-        """Writes CONNECT. The session is to outlive the connection, for as long as it is told where the version can say so."""
+        """Writes CONNECT. The session outlives the connection, on 3.1.1 for as long as the broker likes."""
         self.pipe = pipe
         if address.username is not None:
             self.username_pw_set(address.username, address.password)

@@ -213,6 +213,7 @@ class Link:
     def session_down(self, session: Session, error: AgentError) -> None:
         """The connection is lost."""
         if session is self._session:
+            self._keeper.note(error)
             lived_s = asyncio.get_running_loop().time() - self._up_since
             self._down(lived_s < STABLE_S and error.code in _UNEXPLAINED)
 

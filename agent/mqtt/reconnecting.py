@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 STABLE_S = 10.0
 FIRST_WAIT_S = 0.05
 STOP_TIMEOUT_S = 2.0
+SUSPECT_AFTER = 3  # short connections in a row
 
 
 class Keeper:
@@ -53,6 +54,7 @@ class Keeper:
         self._max_backoff_s = max_backoff_s
         self._spoke_v5 = False
         self._only_311 = False
+        self._short_lives = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -71,16 +73,28 @@ class Keeper:
     async def _keep(self) -> None:
         while True:
             error: AgentError = await self._retrying()(self._one_connection)
-            self._log(error)
+            self.note(error)
 
     async def _one_connection(self) -> AgentError:
         """Connects and returns why the connection ended; raises that where it did not last."""
         session: Session = await self._retrying()(self._negotiate)
         began = asyncio.get_running_loop().time()
         error = await asyncio.shield(session.over)
-        if asyncio.get_running_loop().time() - began < STABLE_S:
-            raise error
-        return error
+        if asyncio.get_running_loop().time() - began >= STABLE_S:
+            self._short_lives = 0
+            return error
+        self._short_lives += 1
+        if error.code == "BROKER_CLOSED" and self._short_lives >= SUSPECT_AFTER:
+            raise self._unstable()
+        raise error
+
+    def _unstable(self) -> TransientError:
+        # mosquitto 2.0 says nothing to a client whose connection another one takes over.
+        return TransientError(
+            "CONNECTION_UNSTABLE",
+            f"{self._address} keeps closing the connection of {self._identity.client_id!r} soon after it began.",
+            "Check that no other client uses this client id (one agent for one core name), and the broker's log.",
+        )
 
     def _retrying(self) -> AsyncRetrying:
         return AsyncRetrying(
@@ -144,10 +158,11 @@ class Keeper:
     def _log_outcome(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
         if isinstance(error, AgentError):
-            self._log(error)
+            self.note(error)
 
-    def _log(self, error: AgentError) -> None:
-        if str(error) != self.last_error:
+    def note(self, error: AgentError) -> None:
+        """Keeps why there is no connection, and logs it where it is news."""
+        if str(error) != self.last_error and self._task is not None:
             self.last_error = str(error)
             logger.warning("link %s: %s It is tried again.", self._link.name, error)
 

@@ -45,8 +45,7 @@ class PacketStream(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
-        self._space = bytearray(READ_BYTES)
-        self._view = memoryview(self._space)
+        self._view = memoryview(bytearray(READ_BYTES))
         self._rest = bytearray()
         self._wanted = 2
         self._out: list[bytes] = []
@@ -91,7 +90,8 @@ class PacketStream(asyncio.BufferedProtocol):
     def abort(self, error: Exception | None = None) -> None:
         """Closes at once; the receiver hears of it with `error`."""
         self._error = self._error or error
-        if self._transport is not None:
+        # paho's client closes its socket when it is collected, which may be after the loop's end.
+        if self._transport is not None and not self._loop.is_closed():
             self._transport.abort()
 
     def detach(self) -> None:
@@ -107,8 +107,9 @@ class PacketStream(asyncio.BufferedProtocol):
         self._socket = transport.get_extra_info("socket")
         self._quickack()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._space
+    def get_buffer(self, sizehint: int) -> memoryview:
+        # A memoryview, because asyncio's TLS slices what it gets here and would otherwise fill a copy.
+        return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
         self._quickack()
