@@ -45,7 +45,6 @@ class Effect(str, Enum):
     JOURNAL = "JOURNAL"
     REPORT = "REPORT"
     DISCARD = "DISCARD"  # end the new workers, if any
-    LINK_HOST = "LINK_HOST"  # bring the host's own links in line with the group
     PRUNE = "PRUNE"  # remove what no group needs any more
 
 
@@ -72,12 +71,10 @@ TRANSITIONS: Final[dict[tuple[State, Event], Step]] = {
     (State.FETCHING, Event.FAULT): Step(State.FAILED, _GIVE_UP),
     (State.WARMING, Event.WARMED): Step(State.SWAPPING, _GO_ON),
     (State.WARMING, Event.FAULT): Step(State.FAILED, _GIVE_UP),
-    # PROMOTING is not journalled: after a restart SWAPPING and the link itself tell it.
+    # No JOURNAL: after a restart the link itself says whether it was turned.
     (State.SWAPPING, Event.SWAPPED): Step(State.PROMOTING, ()),
     (State.SWAPPING, Event.FAULT): Step(State.TURNING_BACK, (Effect.JOURNAL,)),
-    (State.PROMOTING, Event.PROMOTED): Step(
-        State.COMMITTED, (Effect.LINK_HOST, Effect.JOURNAL, Effect.REPORT, Effect.PRUNE)
-    ),
+    (State.PROMOTING, Event.PROMOTED): Step(State.COMMITTED, (*_GO_ON, Effect.PRUNE)),
     (State.PROMOTING, Event.FAULT): Step(State.TURNING_BACK, (Effect.JOURNAL,)),
     (State.TURNING_BACK, Event.TURNED_BACK): Step(State.FAILED, _GIVE_UP),
     (State.TURNING_BACK, Event.FAULT): Step(State.FAILED, _GIVE_UP),
@@ -122,8 +119,6 @@ def resumed(state: State, *, turned: bool) -> State:
         A state that needs nothing but what is durable: what was fetched is not fetched again (a rollback and a swap
         need no network), and a group that is current already is warmed and promoted, or turned back, like any other.
     """
-    if state is State.SWAPPING:
+    if state in (State.SWAPPING, State.PROMOTING):
         return State.PROMOTING if turned else State.WARMING
-    if state is State.PROMOTING:
-        raise IllegalTransition("PROMOTING is never journalled")
     return state

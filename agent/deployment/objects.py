@@ -169,6 +169,10 @@ class Objects:
                 if entry.name.endswith(durable.TEMPORARY) or (directory == self.staging and entry.name != "downloads"):
                     durable.remove(Path(entry.path))
 
+    def clear_downloads(self) -> None:
+        """Removes what was fetched and is not needed any more. Only while no installer runs."""
+        durable.remove(self.staging / "downloads")
+
     def prune(self, keep: set[str]) -> None:
         """Removes every object whose name is not in `keep`."""
         for hex in self.names():

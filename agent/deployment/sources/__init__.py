@@ -1,1 +1,51 @@
-"""Where model archives come from; each module owns one kind of source. Imported by the installer child alone."""
+"""Where archives come from. A source opens a stream of bytes; `download` keeps, resumes and hashes what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An archive's bytes from `start` on.
+
+    Attributes:
+        start: where the bytes begin; 0 where the server did not go on from where it was asked to.
+        total: the whole archive's size, bytes.
+        etag: the strong ETag of the whole archive; None: the server gave none, or a weak one.
+        chunks: the bytes; raises TransientError when the connection breaks.
+    """
+
+    start: int
+    total: int
+    etag: str | None
+    chunks: Iterator[bytes]
+
+
+class ArchiveSource(Protocol):
+    """One archive somewhere. Its methods block."""
+
+    name: str
+
+    def open(self, start: int, etag: str | None, known: str | None) -> Stream | None:
+        """Begins to read.
+
+        Args:
+            start: how many bytes are there already, of the archive that had `etag`.
+            known: the ETag at which nothing has to be read; only with `start` 0.
+
+        Returns:
+            None where the archive still has the ETag `known`.
+
+        Raises:
+            TransientError: worth another try; SOURCE_CHANGED where the archive is no longer the one that was begun.
+            AgentError: not worth one.
+        """
+        ...
+
+
+def strong(etag: str | None) -> str | None:
+    """The ETag where it is a strong one (RFC 9110, 8.8.1): only that says that the bytes are the same."""
+    return etag if etag and not etag.startswith("W/") else None
