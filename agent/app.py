@@ -156,6 +156,7 @@ class Agent:
         with contextlib.suppress(Exception):
             await self.deployer.close()
         await self.activation.stop(DRAIN_S)
+        await self.outbox.stop()
         for name, link in self.links.items():
             last = reports.retained(self._topics.state, self._state(online=False))
             await link.stop(last if name == self.control_link else None)
@@ -311,7 +312,12 @@ class Agent:
             }
             for name, link in self.links.items()
         }
-        yield {"state": self._state(), "links": links, "pid": os.getpid(), "last": True}
+        dropped = {
+            "spool": dict(self.spool.dropped),
+            "outbox": dict(self.outbox.dropped),
+            "refused": dict(self.outbox.refused),
+        }
+        yield {"state": self._state(), "links": links, "dropped": dropped, "pid": os.getpid(), "last": True}
 
     async def _do_deploy(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()

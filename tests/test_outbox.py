@@ -282,13 +282,14 @@ def test_what_a_broker_never_takes_is_given_up_and_holds_up_nothing(
     async def main() -> None:
         cloud = Broker()
         async with core(tmp_path, cloud=cloud) as it:
-            it.send("straight", payload=b"too large")
-            assert it.safe == ["straight"]
+            with pytest.raises(RejectedError, match="MESSAGE_TOO_LARGE"):
+                it.send("straight", payload=b"too large")
+            assert it.safe == []  # the caller knows, and says so to whom it concerns
             cloud.lose()
             it.send("t/0")
             it.send("spooled", payload=b"too large")
             it.send("t/1")
-            await it.all_safe(4)
+            await it.all_safe(3)
             cloud.come_back()
             it.outbox.link_up("cloud")
             await it.empty()

@@ -63,7 +63,10 @@ class Outbox:
         """Sends `out`; `done` runs once when it is in the next broker's hands, committed to the spool, or given up.
 
         Never raises for want of a link. Given up (and counted) are QoS 0 messages while the link is down, and what the
-        link's broker can never take.
+        link's broker turns out never to take once it was spooled.
+
+        Raises:
+            RejectedError: the link's broker can never take it (too large, say); `done` does not run.
         """
         if self._goes_straight(link, kind, out):
             try:
@@ -73,8 +76,7 @@ class Outbox:
                 pass  # the spool has room
             except RejectedError as error:
                 self._refuse(link, out, error)
-                done()
-                return
+                raise
         if out.qos:
             self._spool.append(link, kind, out, done)
         else:

@@ -1,6 +1,6 @@
 """Worker processes: started by exec, spoken to over one socket pair each, and told apart in how they end.
 
-Runs on the event loop's thread; nothing here blocks but the start of a process (about a millisecond). Frames are gathered:
+Runs on the event loop's thread; nothing here blocks but the start of a process (a millisecond). Frames are gathered:
 what one turn of the loop sends leaves in one write, and all answers that wait are read at once.
 """
 

@@ -72,6 +72,21 @@ def address_of(link: settings.Link) -> Address:
     return Address(host, port or (8883 if tls else 1883), tls, username, password)
 
 
+def host_and_port(listen: str) -> tuple[str, int]:
+    """Where the embedded broker listens, from the setting ``listen``; the port defaults to 1883.
+
+    Raises:
+        ConfigError: BAD_LISTEN.
+    """
+    try:
+        parts = urlsplit(f"mqtt://{listen}")
+        if parts.hostname and parts.port != 0 and not parts.path and parts.username is None:
+            return parts.hostname, parts.port or 1883
+    except ValueError:
+        pass
+    raise ConfigError("BAD_LISTEN", f"{listen!r} is no address to listen on.", "Write `listen: 127.0.0.1:1883`.")
+
+
 def tls_context(link: settings.Link, address: Address) -> ssl.SSLContext | None:
     """What TLS checks and shows; None without TLS. Reads the PEM files: called for each connection, so that renewed
     certificates are taken without a restart.

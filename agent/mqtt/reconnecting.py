@@ -65,8 +65,10 @@ class Keeper:
         """Ends the tries, and `session` with a DISCONNECT; two seconds at most. Idempotent."""
         if self._task is not None:
             task, self._task = self._task, None
-            task.cancel()
-            await asyncio.wait([task])
+            # More than once: before Python 3.12, wait_for loses a cancellation that comes together with its result.
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.1)
         if session is not None:
             await _end(session)
 

@@ -2,7 +2,7 @@
 
 A QoS 1 message is acknowledged when all that came of it is safe: in the next broker's hands or committed to the
 spool. So that one slow function holds up nobody (acknowledgements leave in the order of receipt: MQTT 5, 4.6), a
-message that has waited HELD_S, that stands first when half the window is used, or whose function is not ready is
+message that has waited HELD_S (or YOUNG_S, when half the window is used) or whose function is not ready is
 itself committed to the spool's inbox and acknowledged; it is run again from there after a restart.
 
 After a connection's loss the broker sends again what it saw no acknowledgement of. Such a redelivery joins the
@@ -18,7 +18,7 @@ from typing import Protocol
 from agent.messages import Inbound
 
 HELD_S = 0.05
-YOUNG_S = 0.01  # a fast function's answer is out by then: committing it would be work for nothing
+YOUNG_S = 0.02  # what a busy but fast function answers is out by then: committing it would be work for nothing
 
 
 class Delivery:
@@ -152,11 +152,14 @@ class Deliveries:
             self._ack(delivery)
 
     def _commit_first(self, unacked: dict[str, Delivery]) -> None:
-        """The one that all others wait for, and those behind it that are not just being answered."""
-        now = self._ports.now()
-        for place, delivery in enumerate(list(unacked.values())):
-            if place and now - delivery.message.received_s < YOUNG_S:
-                return
+        """Those that all others wait for, but for what is just being answered."""
+        before = self._ports.now() - YOUNG_S
+        old: list[Delivery] = []
+        for delivery in unacked.values():
+            if delivery.message.received_s > before:
+                break
+            old.append(delivery)
+        for delivery in old:
             self._commit(delivery)
 
     def _commit_old(self) -> None:

@@ -5,21 +5,28 @@ Links, spool and functions are ports; nothing here blocks, waits or makes a task
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import msgpack
+from typing import Protocol
 
 from agent.errors import AgentError, FunctionError, RejectedError
 from agent.inference.capture import Capture, decide, sample
 from agent.inference.dispatch import Answer, Failure, Origin, Request
-from agent.messages import BINARY, JSON, MSGPACK, Inbound, Outbound, Properties
+from agent.messages import JSON, Inbound, Outbound, Properties
+from agent.routing.answers import (
+    answer_topic_problem,
+    correlation_text,
+    error_payload,
+    kind_of,
+    own_filters,
+    provenance,
+    read_envelope,
+)
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.subscriptions import FUNCTION, Subscriptions
-from agent.routing.topics import matches, name_problem
+from agent.routing.topics import name_problem
 from agent.settings import Topics
 
 MAX_HOPS = 16  # from function to function; a round of them ends with an error instead of never
@@ -134,13 +141,13 @@ class Exchange:
             topic=topic,
             payload=payload,
             content_type=content_type,
-            id=_correlation_text(properties.correlation) if direct and properties.correlation else delivery.key,
+            id=correlation_text(properties.correlation) if direct and properties.correlation else delivery.key,
             settle=self._settle,
             wants_answer=direct and (properties.response_topic is not None or delivery.respond is not None),
             expires_s=None if expiry is None else delivery.message.received_s + expiry,
             context=_Errand(delivery, hops),
         )
-        problem = self._answer_topic_problem(properties.response_topic) if direct else None
+        problem = answer_topic_problem(properties.response_topic, self._own) if direct else None
         if problem is not None:
             self._settle(request, Failure(Origin(function, None, None, None), problem))
         else:
@@ -155,7 +162,8 @@ class Exchange:
             user=tuple(pair for pair in message.properties.user if pair[0] != "core"),
         )
         qos = 1 if link == "cloud" else message.qos
-        self._send(link, "result", Outbound(message.topic, message.payload, qos, properties=properties), delivery)
+        with contextlib.suppress(RejectedError):  # logged and counted by the outbox
+            self._send(link, "result", Outbound(message.topic, message.payload, qos, properties=properties), delivery)
 
     # -- out --------------------------------------------------------------------------------------------------------
 
@@ -168,7 +176,7 @@ class Exchange:
         self._deliveries.release(errand.delivery)
 
     def _carry_on(self, request: Request, answer: Answer, errand: _Errand) -> None:
-        properties = _result_user_properties(answer.request_id, answer.origin)
+        properties = provenance(answer.request_id, answer.origin)
         for topic, content_type, payload in answer.outputs:
             self._publish(request, answer, errand, topic, content_type, payload, properties)
         self._respond(request, answer, errand, properties)
@@ -188,7 +196,7 @@ class Exchange:
         problem = name_problem(topic)
         if problem is not None:
             error = RejectedError("BAD_RESULT_TOPIC", f"Function {request.function}: {problem}.")
-            self._report(request, Failure(answer.origin, error, answer.request_id, None), errand)
+            self._report(request, Failure(answer.origin, error, answer.request_id), errand, answerable=False)
             return
         delivery = errand.delivery
         for target in self.subscriptions.route(FUNCTION + request.function, topic):
@@ -197,7 +205,10 @@ class Exchange:
             else:
                 qos = 1 if target == "cloud" else delivery.message.qos
                 properties = Properties(content_type=content_type, user=user)
-                self._send(target, "result", Outbound(topic, payload, qos, properties=properties), delivery)
+                try:
+                    self._send(target, "result", Outbound(topic, payload, qos, properties=properties), delivery)
+                except RejectedError as error:
+                    self._report(request, Failure(answer.origin, error, answer.request_id), errand, answerable=False)
 
     def _pass_on(self, function: str, topic: str, content_type: str, payload: bytes, errand: _Errand) -> None:
         errand.delivery.open += 1
@@ -223,13 +234,12 @@ class Exchange:
         else:
             return
         try:
-            self._answer(request, errand.delivery, answer.reply_to, content_type, payload, user)
+            self._answer(errand.delivery, answer.reply_to, content_type, payload, user)
         except AgentError as error:
-            self._report(request, Failure(answer.origin, error, answer.request_id, None), errand)
+            self._report(request, Failure(answer.origin, error, answer.request_id), errand)
 
     def _answer(
         self,
-        request: Request,
         delivery: Delivery,
         reply_to: str | None,
         content_type: str,
@@ -239,50 +249,41 @@ class Exchange:
         """To the requester, on the link that the request came from.
 
         Raises:
-            RejectedError: BAD_RESPONSE_TOPIC.
+            RejectedError: BAD_RESPONSE_TOPIC, MESSAGE_TOO_LARGE.
         """
         message = delivery.message
         if delivery.respond is not None:
             delivery.respond(content_type, payload)
             return
         topic = message.properties.response_topic or reply_to
-        problem = self._answer_topic_problem(topic)
+        problem = answer_topic_problem(topic, self._own)
         if problem is not None:
             raise problem
         assert topic is not None
         properties = Properties(content_type=content_type, correlation=message.properties.correlation, user=user)
         self._send(message.link, "result", Outbound(topic, payload, message.qos, properties=properties), delivery)
 
-    def _report(self, request: Request, failure: Failure, errand: _Errand) -> None:
+    def _report(self, request: Request, failure: Failure, errand: _Errand, *, answerable: bool = True) -> None:
         """Says what went wrong, to the requester where there is one, else on the errors topic. Never silent."""
-        message = errand.delivery.message
-        content_type = request.content_type or self._traits(request.function).encoding
-        named_id, named_reply = (failure.request_id, failure.reply_to)
+        message, traits = errand.delivery.message, self._traits(request.function)
+        kind = kind_of(request.content_type, traits.encoding)
+        named_id, named_reply = failure.request_id, failure.reply_to
         if named_id is None:
-            named_id, named_reply = read_envelope(
-                request.payload, content_type, endpoint=self._traits(request.function).endpoint
-            )
-        request_id = named_id or request.id
-        user = _result_user_properties(request_id, failure.origin)
-        body = {"error": {"code": failure.error.code, "message": failure.error.text}, "meta": dict(user)}
-        content_type, payload = (
-            (MSGPACK, msgpack.packb(body)) if content_type == MSGPACK else (JSON, json.dumps(body).encode())
-        )
-        direct = errand.hops == 0 and failure.error.code != "BAD_RESPONSE_TOPIC"
-        if direct and (request.wants_answer or named_reply):
+            named_id, named_reply = read_envelope(request.payload, kind, endpoint=traits.endpoint)
+        user = provenance(named_id or request.id, failure.origin)
+        content_type, payload = error_payload(failure.error, user, kind)
+        answerable = answerable and errand.hops == 0 and failure.error.code != "BAD_RESPONSE_TOPIC"
+        if answerable and (request.wants_answer or named_reply):
             try:
-                self._answer(request, errand.delivery, named_reply, content_type, payload, user)
+                self._answer(errand.delivery, named_reply, content_type, payload, user)
                 return
             except RejectedError:
                 pass  # nobody can be answered there: the errors topic hears of it
         topic = self._topics.errors.replace("{function}", request.function)
         qos = 1 if message.link == "cloud" else message.qos
-        self._send(
-            message.link,
-            "result",
-            Outbound(topic, payload, qos, properties=Properties(content_type=content_type, user=user)),
-            errand.delivery,
-        )
+        out = Outbound(topic, payload, qos, properties=Properties(content_type=content_type, user=user))
+        with contextlib.suppress(RejectedError):  # logged and counted by the outbox
+            self._send(message.link, "result", out, errand.delivery)
 
     def _capture(self, request: Request, answer: Answer, errand: _Errand) -> None:
         traits = self._traits(request.function)
@@ -297,68 +298,30 @@ class Exchange:
             origin=answer.origin,
             topic=request.topic,
             timestamp=self._ports.timestamp(),
-            given=(request.content_type or traits.encoding, request.payload),
+            given=(kind_of(request.content_type, traits.encoding), request.payload),
             made=answer.outputs[0][1:] if answer.outputs else None,
         )
-        topic = self._topics.capture.replace("{function}", request.function)
-        self._send(
-            "cloud", "capture", Outbound(topic, body, 1, properties=Properties(content_type=JSON)), errand.delivery
-        )
+        out = Outbound(self._capture_topic(answer.origin), body, 1, properties=Properties(content_type=JSON))
+        with contextlib.suppress(RejectedError):  # logged and counted by the outbox
+            self._send("cloud", "capture", out, errand.delivery)
+
+    def _capture_topic(self, origin: Origin) -> str:
+        topic = self._topics.capture.replace("{function}", origin.function)
+        return topic.replace("{resource}", origin.model or "-").replace("{deployment}", origin.deployment or "-")
 
     def _send(self, link: str, kind: str, out: Outbound, delivery: Delivery) -> None:
+        """Sends what a delivery is then open for.
+
+        Raises:
+            RejectedError: the link's broker can never take it; the delivery is as before.
+        """
         delivery.open += 1
-        link = "local" if self.one_link else link
-        self._ports.send(link, kind, out, lambda: self._deliveries.release(delivery))
+        try:
+            link = "local" if self.one_link else link
+            self._ports.send(link, kind, out, lambda: self._deliveries.release(delivery))
+        except RejectedError:
+            delivery.open -= 1
+            raise
 
     def _traits(self, function: str) -> FunctionTraits:
         return self.traits.get(function, NO_TRAITS)
-
-    def _answer_topic_problem(self, topic: str | None) -> RejectedError | None:
-        if topic is None:
-            return None
-        problem = name_problem(topic)
-        if problem is None and topic.startswith("$"):
-            problem = f"the topic {topic!r} starts with '$'"
-        if problem is None and any(matches(own, topic) for own in self._own):
-            problem = f"the topic {topic!r} is one of the agent's own"
-        return None if problem is None else RejectedError("BAD_RESPONSE_TOPIC", f"Nobody is answered there: {problem}.")
-
-
-def own_filters(topics: Topics) -> tuple[str, ...]:
-    """Filters over all topics that the agent itself uses, with ``+`` where a name is filled in."""
-    templates = (topics.deployments, topics.deployment_status, topics.state, topics.capture, topics.errors)
-    return tuple("/".join("+" if "{" in level else level for level in each.split("/")) for each in templates)
-
-
-def read_envelope(payload: bytes, content_type: str, *, endpoint: bool = False) -> tuple[str | None, str | None]:
-    """The id and reply topic that a payload names, where no worker could read it; None for what it does not name."""
-    if content_type == BINARY:
-        return None, None
-    try:
-        event: Any = msgpack.unpackb(payload) if content_type == MSGPACK else json.loads(payload)
-    except (ValueError, msgpack.UnpackException, RecursionError):
-        return None, None
-    if not isinstance(event, dict):
-        return None, None
-    meta = event.get("meta")
-    named, reply_to = (meta.get("id"), meta.get("reply_to")) if isinstance(meta, dict) else (None, None)
-    if endpoint and not isinstance(named, str):
-        named = event.get("id")
-    return (named if isinstance(named, str) else None, reply_to if isinstance(reply_to, str) else None)
-
-
-def _correlation_text(correlation: bytes) -> str:
-    try:
-        return correlation.decode()
-    except UnicodeDecodeError:
-        return correlation.hex()
-
-
-def _result_user_properties(request_id: str, origin: Origin) -> tuple[tuple[str, str], ...]:
-    pairs = (
-        ("request", request_id),
-        ("model", origin.model),
-        ("version", origin.version),
-        ("deployment", origin.deployment),
-    )
-    return tuple((name, value) for name, value in pairs if value is not None)
