@@ -18,6 +18,7 @@ PREFIX: Final = struct.Struct("<II")
 MAX_BODY_BYTES: Final = 256 * 1024 * 1024  # MQTT's own limit for one packet (MQTT 5, 2.1.4)
 MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
 READ_BYTES: Final = 256 * 1024
+JOINED_BYTES: Final = 64 * 1024  # up to here one copy costs less than a list of buffers
 IOV_MAX: Final = 1024  # Linux: UIO_MAXIOV
 
 # Agent to worker.
@@ -42,9 +43,13 @@ class FrameError(ValueError):
     """The other end sent what is no frame; the connection cannot be trusted further."""
 
 
+# Made once: three times faster than `msgpack.packb`. Only one thread of a process packs frames.
+_pack_header: Final = msgpack.Packer().pack
+
+
 def pack(header: Sequence[Any], *buffers: Buffer) -> list[Buffer]:
-    """One frame as a list of buffers for a gathered write; `buffers` are not copied."""
-    head = msgpack.packb(header)
+    """One frame as a list of buffers for a gathered write; `buffers` are not copied. For one thread of a process."""
+    head = _pack_header(header)
     return [PREFIX.pack(len(head), sum(map(len, buffers))) + head, *buffers]
 
 
@@ -66,10 +71,12 @@ class FrameReader:
             FrameError: a length beyond the limits, or a header that is no msgpack array.
         """
         buffer = self._buffer
-        buffer += data
+        whole = not buffer  # most reads hold whole frames alone: these are cut out of `data` itself
+        if not whole:
+            buffer += data
         frames: list[Frame] = []
-        start, end = 0, len(buffer)
-        with memoryview(buffer) as view:
+        start, end = 0, len(data) if whole else len(buffer)
+        with memoryview(data if whole else buffer) as view:
             while end - start >= PREFIX.size:
                 head, body = PREFIX.unpack_from(view, start)
                 if head > MAX_HEADER_BYTES or body > MAX_BODY_BYTES:
@@ -79,7 +86,9 @@ class FrameReader:
                     break
                 frames.append((_header(view[start + PREFIX.size : body_at]), bytes(view[body_at : body_at + body])))
                 start = body_at + body
-        if start:
+            if whole:
+                buffer += view[start:]
+        if start and not whole:
             del buffer[:start]
         return frames
 
@@ -95,12 +104,16 @@ def _header(data: memoryview) -> list[Any]:
 
 
 def send_all(sock: socket.socket, buffers: Iterable[Buffer]) -> None:
-    """Writes all buffers to a blocking socket, gathered.
+    """Writes all buffers to a blocking socket, in as few calls as possible.
 
     Raises:
         OSError: the other end is gone.
     """
-    pending = [memoryview(b) for b in buffers if len(b)]
+    parts = list(buffers)
+    if sum(map(len, parts)) <= JOINED_BYTES:
+        sock.sendall(b"".join(parts))
+        return
+    pending = [memoryview(b) for b in parts if len(b)]
     while pending:
         sent = sock.sendmsg(pending[:IOV_MAX])
         pending = rest_after(pending, sent)

@@ -170,6 +170,8 @@ def encode(value: Any, kind: str) -> tuple[str, bytes]:
         RequestError: RESULT_NOT_ENCODABLE.
     """
     try:
+        if kind == JSON and type(value) is dict:  # the common case
+            return JSON, _dumps(value)
         if kind == MSGPACK:
             return MSGPACK, msgpack.packb(value, default=_pack_array)
         if isinstance(value, (bytes, bytearray, memoryview)):

@@ -216,9 +216,10 @@ class Server:
         return result
 
     def _settle(self, call: _Call, result: Any) -> None:
+        if isinstance(result, BaseException):
+            self._fail(call, result)
+            return
         try:
-            if isinstance(result, BaseException):
-                raise result
             self._answer(call, result)
         except BaseException as error:
             self._fail(call, error)
@@ -261,34 +262,42 @@ class Server:
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _answer(self, call: _Call, result: Any) -> None:
-        context = call.context
-        published = context.published if context is not None else None
+        assert call.context is not None
+        published = call.context.published
+        meta = {"request": call.request, **self._origin}
         layout: list[list[Any]] = []
         bodies: list[bytes] = []
-        meta = {"request": call.request, **self._origin}
-        for output in _outputs(result, published):
-            topic, content_type, body = self._encoded(output, call.kind, meta)
-            layout.append([topic, content_type, len(body)])
-            bodies.append(body)
         plain = None
-        if result is None and (call.wanted or call.reply_to is not None):
-            content_type, body = payload.encode(
-                {"meta": meta}, payload.MSGPACK if call.kind == payload.MSGPACK else payload.JSON
-            )
-            plain = [content_type, len(body)]
-            bodies.append(body)
-        self._send(frames.pack([frames.RESULT, call.n, call.request, call.reply_to, layout, plain], *bodies))
+        if result is None:
+            if call.wanted or call.reply_to is not None:
+                plain = payload.encode({"meta": meta}, call.kind if call.kind == payload.MSGPACK else payload.JSON)
+        else:
+            for output in result if _is_several(result) else (result,):
+                self._encode(output, call.kind, meta, layout, bodies)
+        for output in published or ():
+            self._encode(output, call.kind, meta, layout, bodies)
+        answer = None
+        if plain is not None:
+            answer = [plain[0], len(plain[1])]
+            bodies.append(plain[1])
+        self._send(frames.pack([frames.RESULT, call.n, call.request, call.reply_to, layout, answer], *bodies))
 
-    def _encoded(self, output: Any, kind: str, meta: dict[str, Any]) -> tuple[str | None, str, bytes]:
+    def _encode(
+        self, output: Any, kind: str, meta: dict[str, Any], layout: list[list[Any]], bodies: list[bytes]
+    ) -> None:
+        """Appends one output to a frame's layout and bodies."""
         topic = content_type = None
         if type(output) is Result:
             topic, content_type, output = output.topic, output.content_type, output.payload
         if type(output) is dict and self._config.meta:
             own = output.get("meta")
             output = {**output, "meta": {**own, **meta} if type(own) is dict else meta}
-        if content_type is not None:
-            return topic, *payload.encode_as(output, content_type)
-        return topic, *payload.encode(output, kind)
+        if content_type is None:
+            content_type, body = payload.encode(output, kind)
+        else:
+            content_type, body = payload.encode_as(output, content_type)
+        layout.append([topic, content_type, len(body)])
+        bodies.append(body)
 
     def _fail(self, call: _Call, error: BaseException) -> None:
         if isinstance(error, RequestError):
@@ -322,12 +331,6 @@ def _origin(config: Config) -> dict[str, str]:
     return {key: value for key, value in origin.items() if value}
 
 
-def _outputs(result: Any, published: list[Result] | None) -> Iterable[Any]:
-    """What a handler returned, first, and what it published."""
-    if result is None:
-        outputs: list[Any] = []
-    elif type(result) is list and result and all(type(each) is Result for each in result):
-        outputs = result
-    else:
-        outputs = [result]
-    return outputs + published if published else outputs
+def _is_several(result: Any) -> bool:
+    """Whether it is a list of nothing but `Result`; any other list is one result."""
+    return type(result) is list and bool(result) and all(type(each) is Result for each in result)

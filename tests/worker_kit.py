@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+import venv
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -109,7 +113,7 @@ class WorkerChild:
         self.pulse, their_pulse = socket.socketpair()
         self.sock.settimeout(DEADLINE_S)
         self.pulse.settimeout(DEADLINE_S)
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **(environment or {})}
         env |= {"MARRAM_FD": str(theirs.fileno()), "MARRAM_PULSE_FD": str(their_pulse.fileno())}
         self.process = subprocess.Popen(
@@ -209,7 +213,7 @@ def network(sizes: Sequence[int] = (16, 32, 3), seed: int = 0) -> Layers:
     rng = np.random.default_rng(seed)
     return [
         (rng.normal(size=(o, i)).astype(np.float32), rng.normal(size=o).astype(np.float32))
-        for i, o in zip(sizes, sizes[1:], strict=False)
+        for i, o in itertools.pairwise(sizes)
     ]
 
 
@@ -233,10 +237,20 @@ def write_function(folder: Path, source: str, **siblings: str) -> Path:
     return folder
 
 
+def bare_interpreter(folder: Path, *packages: str) -> str:
+    """A Python with nothing installed but `packages`, borrowed from the tests' own environment."""
+    venv.create(folder, with_pip=False)
+    [site] = folder.glob("lib/python*/site-packages")
+    for name in packages:
+        source = Path(importlib.import_module(name).__file__ or "").parent
+        for each in (source, source.with_name(f"{name}.libs")):
+            if each.exists():
+                (site / each.name).symlink_to(each)
+    return str(folder / "bin" / "python")
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Polls for what has no event to wait for; fails after DEADLINE_S."""
-    import time
-
     end = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < end, "it did not come about"

@@ -78,7 +78,7 @@ class Site:
         Raises:
             ConfigError, TransientError: a part did not start.
         """
-        broker = ["-m", "agent.mqtt.broker", "--listen", f"127.0.0.1:{self.cloud_port}"]
+        broker = ["-m", "agent", "broker", "--listen", f"127.0.0.1:{self.cloud_port}"]
         cloud_broker = self._child("cloud broker", broker)
         s3 = self._child("S3 server", ["-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.s3_port)])
         cloud_broker.wait_port(self.cloud_port)

@@ -6,7 +6,6 @@ nothing.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -69,8 +68,8 @@ class Model(ABC):
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
-        self._expected = {spec.name: (spec, _dtype(spec), _fixed(spec)) for spec in inputs}
-        self._guard: Any = contextlib.nullcontext() if self.thread_safe else threading.Lock()
+        self._expected = {spec.name: (spec, _dtype(spec), *_quick_shape(spec)) for spec in inputs}
+        self._lock = None if self.thread_safe else threading.Lock()
 
     def predict(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """All outputs by name for `inputs` by name: arrays, or nested lists of numbers.
@@ -84,14 +83,16 @@ class Model(ABC):
         if inputs.keys() != self._expected.keys():
             raise _wrong_names(inputs, self._expected)
         arrays: dict[str, Array] = {}
-        for name, (spec, dtype, fixed) in self._expected.items():
+        for name, (spec, dtype, first, sizes) in self._expected.items():
             value = inputs[name]
             if not (type(value) is np.ndarray and value.dtype == dtype):
                 value = converted(value, name, dtype)
-            if value.shape != fixed:
+            if value.shape[first:] != sizes or value.ndim != len(spec.shape):
                 _check_shape(value, spec)
             arrays[name] = value
-        with self._guard:
+        if self._lock is None:
+            return self._run(arrays)
+        with self._lock:
             return self._run(arrays)
 
     def warm_up(self) -> None:
@@ -111,9 +112,10 @@ def _dtype(spec: TensorSpec) -> np.dtype[Any]:
     return np.dtype(object if spec.dtype == STRING else spec.dtype)
 
 
-def _fixed(spec: TensorSpec) -> tuple[int | None, ...] | None:
-    """The whole shape where nothing in it is free, for one quick comparison."""
-    return None if None in spec.shape else spec.shape
+def _quick_shape(spec: TensorSpec) -> tuple[int, tuple[int | None, ...]]:
+    """Where the fixed sizes begin, and these, for one quick comparison: most models' batch size alone is free."""
+    first = 1 if spec.shape[:1] == (None,) else 0
+    return first, spec.shape[first:]
 
 
 def _wrong_names(inputs: Mapping[str, Any], expected: Mapping[str, Any]) -> ModelInputError:
@@ -148,7 +150,7 @@ def converted(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
         raise ModelInputError(f'Input "{name}" is no array: {error}.') from None
     if text and all(isinstance(item, str) for item in array.flat):
         return array
-    if not text and (array.size == 0 or _fits(array, dtype)):
+    if not text and (array.size == 0 or (dtype.kind == "f" and array.dtype.kind == "f") or _fits(array, dtype)):
         return array.astype(dtype)
     raise ModelInputError(f'Input "{name}" holds values that {STRING if text else dtype.name} cannot hold.')
 
