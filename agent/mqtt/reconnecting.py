@@ -1,7 +1,7 @@
 """Keeps one session up: which version of MQTT, when to try again, and one line in the log for each new reason why not.
 
-MQTT 5 first; 3.1.1 where the broker refuses 5, in words or by closing the connection each time. Tries end only with
-`stop`; waits grow with jitter up to the link's longest. The first try after a connection that lasted follows at once.
+MQTT 5 first; 3.1.1 where the broker refuses 5, in words or by giving no answer. Tries end only with `stop`; waits grow
+with jitter up to the link's longest. The first try after a connection that lasted follows at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from agent import settings
 from agent.errors import AgentError, TransientError
-from agent.mqtt.connecting import address_of, open_stream
+from agent.mqtt.connecting import TIMEOUT_S, address_of, open_stream
 from agent.mqtt.control import Identity
 from agent.mqtt.session import Owner, Session, Terms
 from agent.mqtt.stream import PacketStream
@@ -28,6 +28,9 @@ STABLE_S = 10.0
 FIRST_WAIT_S = 0.05
 STOP_TIMEOUT_S = 2.0
 SUSPECT_AFTER = 3  # short connections in a row
+FIRST_PATIENCE_S = 2.0  # for the CONNACK of a broker that may not know MQTT 5; doubled each time
+_NO_ANSWER = frozenset(("BROKER_CLOSED", "BROKER_SILENT"))
+_NOT_THERE = frozenset(("BROKER_UNREACHABLE", "BROKER_NAME_UNKNOWN"))
 
 
 class Keeper:
@@ -53,7 +56,9 @@ class Keeper:
         self._next_id = next_id
         self._max_backoff_s = max_backoff_s
         self._spoke_v5 = False
-        self._only_311 = False
+        self._embedded = link.url == "embedded"  # amqtt: 3.1.1, as we know beforehand
+        self._only_311 = self._embedded
+        self._patience_s = FIRST_PATIENCE_S
         self._short_lives = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -122,39 +127,47 @@ class Keeper:
     async def _session_of_some_version(self) -> Session:
         if not self._only_311:
             try:
-                session = await self._open(5, self._identity, self._owner)
+                patience_s = TIMEOUT_S if self._spoke_v5 else self._patience_s
+                session = await self._open(5, self._identity, self._owner, patience_s)
                 self._spoke_v5 = True
                 return session
             except TransientError as refusal:
                 if refusal.code != "PROTOCOL_REFUSED" and not await self._refuses_v5_silently(refusal):
                     raise
-        self._only_311 = False  # until it has worked again
-        session = await self._open(4, self._identity, self._owner)
+        try:
+            session = await self._open(4, self._identity, self._owner, TIMEOUT_S)
+        except TransientError as error:
+            self._only_311 = self._embedded or (self._only_311 and error.code in _NOT_THERE)
+            raise
         self._only_311 = True
         return session
 
     async def _refuses_v5_silently(self, refusal: TransientError) -> bool:
-        """Whether closing the connection without a CONNACK was the answer to MQTT 5.
+        """Whether no CONNACK was the answer to MQTT 5.
 
-        A broker that restarts does the same, and so does a relay with no broker behind it. So 3.1.1 is tried, which
-        shows that a broker is there, and then MQTT 5 once more.
+        amqtt misreads such a CONNECT and waits for more of it, other brokers close the connection. A broker that restarts does the same, and so does a relay with no broker behind it. So 3.1.1 is tried, which
+        shows that a broker is there and how fast it answers, and then MQTT 5 once more.
         """
-        if refusal.code != "BROKER_CLOSED" or self._spoke_v5:
+        if refusal.code not in _NO_ANSWER or self._spoke_v5:
             return False
-        await self._probe(4)
+        self._patience_s = min(self._patience_s * 2, TIMEOUT_S)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self._probe(4, TIMEOUT_S)
+        took_s = loop.time() - began
         try:
-            await self._probe(5)
+            await self._probe(5, min(max(20 * took_s, FIRST_PATIENCE_S / 4), TIMEOUT_S))
         except TransientError as second:
-            return second.code == "BROKER_CLOSED"
+            return second.code in _NO_ANSWER
         return False
 
-    async def _probe(self, version: int) -> None:
-        await _end(await self._open(version, replace(self._identity, will=None), _Nobody()))
+    async def _probe(self, version: int, timeout_s: float) -> None:
+        await _end(await self._open(version, replace(self._identity, will=None), _Nobody(), timeout_s))
 
-    async def _open(self, version: int, identity: Identity, owner: Owner) -> Session:
+    async def _open(self, version: int, identity: Identity, owner: Owner, timeout_s: float) -> Session:
         session = Session(owner, version, identity, self._address, self._next_id)
         stream = await open_stream(self._link, lambda: PacketStream(session))
-        await session.open(stream)
+        await session.open(stream, timeout_s)
         return session
 
     def _log_outcome(self, state: RetryCallState) -> None:

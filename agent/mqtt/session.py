@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from agent.errors import AgentError, TransientError
 from agent.mqtt import codec
-from agent.mqtt.connecting import TIMEOUT_S, Address, ended
+from agent.mqtt.connecting import Address, ended
 from agent.mqtt.control import Control, Identity, Pipe
 from agent.mqtt.reasons import connack_error, disconnect_error
 from agent.mqtt.stream import PacketStream
@@ -78,7 +78,7 @@ class Session:
         self._paho.on_message = self._on_message
         self._paho.on_subscribe = self._paho.on_unsubscribe = self._on_answer
 
-    async def open(self, stream: PacketStream) -> None:
+    async def open(self, stream: PacketStream, timeout_s: float) -> None:
         """Sends CONNECT and returns after the CONNACK, when the owner has had its `session_up`.
 
         Raises:
@@ -88,7 +88,7 @@ class Session:
         self._pipe = Pipe(stream)
         self._paho.say_connect(self._address, self._pipe)
         try:
-            await asyncio.wait_for(self._up, TIMEOUT_S)
+            await asyncio.wait_for(self._up, timeout_s)
         except asyncio.TimeoutError as error:
             raise TransientError(
                 "BROKER_SILENT",
