@@ -145,8 +145,9 @@ class Keeper:
     async def _refuses_v5_silently(self, refusal: TransientError) -> bool:
         """Whether no CONNACK was the answer to MQTT 5.
 
-        amqtt misreads such a CONNECT and waits for more of it, other brokers close the connection. A broker that restarts does the same, and so does a relay with no broker behind it. So 3.1.1 is tried, which
-        shows that a broker is there and how fast it answers, and then MQTT 5 once more.
+        amqtt misreads such a CONNECT and waits for more of it, other brokers close the connection. A broker that
+        restarts does the same, and so does a relay with no broker behind it. So 3.1.1 is tried, which shows that a
+        broker is there and how fast it answers, and then MQTT 5 once more.
         """
         if refusal.code not in _NO_ANSWER or self._spoke_v5:
             return False
