@@ -175,10 +175,12 @@ def test_several_threads_on_one_model_get_their_own_results(trees):
     """Without a lock, dlr gives 30 to 100 % wrong results here, and says nothing."""
     model = loaded(trees["dlr"])
     wrong: list[bool] = []
+    together = threading.Barrier(3)
 
     def run(seed: int) -> None:
         x = np.random.default_rng(seed).normal(size=(1, 16)).astype(np.float32)
         expected = by_hand(LAYERS, x)
+        together.wait()
         results = [model.predict({"data": x})["probabilities"] for _ in range(500)]
         wrong.extend(not np.allclose(y, expected, atol=1e-5) for y in results)
 

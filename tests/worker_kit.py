@@ -209,10 +209,10 @@ class WorkerChild:
 
 
 def network(sizes: Sequence[int] = (16, 32, 3), seed: int = 0) -> Layers:
-    """Random layers of a dense network."""
+    """Random layers of a dense network, scaled so that different inputs give clearly different scores."""
     rng = np.random.default_rng(seed)
     return [
-        (rng.normal(size=(o, i)).astype(np.float32), rng.normal(size=o).astype(np.float32))
+        ((rng.normal(size=(o, i)) * (2 / i) ** 0.5).astype(np.float32), rng.normal(size=o).astype(np.float32))
         for i, o in itertools.pairwise(sizes)
     ]
 
