@@ -22,8 +22,9 @@ from agent.mqtt.stream import PacketStream
 
 logger = logging.getLogger(__name__)
 
-# After a connection that lasted so long the waits start small again; one that the broker closed sooner may have been
-# closed because of what was sent on it.
+# After a connection that lasted so long the waits start small again.
+PROVEN_S = 1.0
+# One that the broker closed sooner than this may have been closed because of what was sent on it, or of another client.
 STABLE_S = 10.0
 FIRST_WAIT_S = 0.05
 STOP_TIMEOUT_S = 2.0
@@ -60,6 +61,7 @@ class Keeper:
         self._only_311 = self._embedded
         self._patience_s = FIRST_PATIENCE_S
         self._short_lives = 0
+        self._said: set[str] = set()  # logged since the last connection that lasted
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -87,13 +89,17 @@ class Keeper:
         session: Session = await self._retrying()(self._negotiate)
         began = asyncio.get_running_loop().time()
         error = await asyncio.shield(session.over)
-        if asyncio.get_running_loop().time() - began >= STABLE_S:
+        lived_s = asyncio.get_running_loop().time() - began
+        if lived_s >= STABLE_S:
             self._short_lives = 0
-            return error
-        self._short_lives += 1
-        if error.code == "BROKER_CLOSED" and self._short_lives >= SUSPECT_AFTER:
-            raise self._unstable()
-        raise error
+            self._said.clear()
+        else:
+            self._short_lives += 1
+            if error.code == "BROKER_CLOSED" and self._short_lives >= SUSPECT_AFTER:
+                error = self._unstable()
+        if lived_s < PROVEN_S:
+            raise error
+        return error
 
     def _unstable(self) -> TransientError:
         # mosquitto 2.0 says nothing to a client whose connection another one takes over.
@@ -178,8 +184,9 @@ class Keeper:
 
     def note(self, error: AgentError) -> None:
         """Keeps why there is no connection, and logs it where it is news."""
-        if str(error) != self.last_error and self._task is not None:
-            self.last_error = str(error)
+        self.last_error = text = str(error)
+        if text not in self._said and self._task is not None:
+            self._said.add(text)
             logger.warning("link %s: %s It is tried again.", self._link.name, error)
 
 
