@@ -65,15 +65,18 @@ def play(*, keep: bool, seconds: float) -> int:
 
 def _run(console: Console, site: Site, models: Models, seconds: float) -> bool:
     scenario = Scenario(site, models)
+    problem = ""
     try:
         with shown(console, scenario.figures) as view:
             try:
                 scenario.run(view, seconds)
             except AgentError as error:
-                scenario.checks.append(Check("the demonstration ran to its end", False, str(error)))
+                problem = error.text
+                scenario.checks.append(Check("the demonstration ran to its end", False, problem.partition("\n")[0]))
     finally:
         scenario.stop()
     summary(console, scenario.checks)
+    console.print(problem, markup=False, highlight=False, soft_wrap=True, end="\n" if problem else "")
     return all(check.held for check in scenario.checks)
 
 
