@@ -48,9 +48,15 @@ _pack_header: Final = msgpack.Packer().pack
 
 
 def pack(header: Sequence[Any], *buffers: Buffer) -> list[Buffer]:
-    """One frame as a list of buffers for a gathered write; `buffers` are not copied. For one thread of a process."""
-    head = _pack_header(header)
-    return [PREFIX.pack(len(head), sum(map(len, buffers))) + head, *buffers]
+    """One frame as a list of buffers for a gathered write; `buffers` are not copied. For one thread of a process.
+
+    Raises:
+        FrameError: the buffers together are larger than any MQTT packet.
+    """
+    head, body = _pack_header(header), sum(map(len, buffers))
+    if body > MAX_BODY_BYTES:
+        raise FrameError(f"a message of {body} bytes is beyond MQTT's limit of {MAX_BODY_BYTES}")
+    return [PREFIX.pack(len(head), body) + head, *buffers]
 
 
 class FrameReader:

@@ -68,13 +68,20 @@ def _callable(module: ModuleType, name: str) -> Callable[..., Any] | None:
 
 def told(error: BaseException, folder: str | None) -> str:
     """``TypeName: text (file:line)``: the line in the function's own code, where there is one, else the innermost."""
-    text = str(error).strip()
+    text = _text(error)
     if isinstance(error, SyntaxError) and error.filename:
         text, place = error.msg, (error.filename, error.lineno)
     else:
         place = _place(error, folder)
     name = type(error).__name__ + (f": {text[:1000]}" if text else "")
     return f"{name} ({_short(place[0], folder)}:{place[1]})" if place else name
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error).strip()
+    except Exception:  # a function's own exception class may raise in its __str__
+        return ""
 
 
 def _place(error: BaseException, folder: str | None) -> Any:

@@ -306,6 +306,12 @@ def test_results_that_name_their_topic(tmp_path):
         ("import json; json.loads('{')", "FUNCTION_RAISED", ["JSONDecodeError", "(__init__.py:4)"]),
         ("sys.exit(3)", "FUNCTION_RAISED", ["SystemExit: 3"]),
         ("raise KeyboardInterrupt", "FUNCTION_RAISED", ["KeyboardInterrupt"]),
+        (
+            "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})",
+            "FUNCTION_RAISED",
+            ["Odd (__init__.py:4)"],
+        ),
+        ("return bytes(256 * 1024 * 1024 + 1)", "FUNCTION_RAISED", ["beyond MQTT's limit"]),
         ("raise MemoryError", "OUT_OF_MEMORY", ["test"]),
         ("raise RequestError('TOO_SHORT', 'Send more.')", "TOO_SHORT", ["Send more."]),
         ("raise ValueError('\\ud800')", "FUNCTION_RAISED", ["ValueError: ?"]),
