@@ -38,7 +38,7 @@ from agent.mqtt.broker import EmbeddedBroker
 from agent.mqtt.link import Link
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.exchange import Exchange
-from agent.routing.subscriptions import Subscriptions, find_cycle
+from agent.routing.subscriptions import LINKS, Subscriptions, find_cycle
 from agent.routing.topics import disjoint_cover
 from agent.settings import EMBEDDED, Settings, Subscription
 from agent.settings import Link as LinkSettings
@@ -86,7 +86,7 @@ class Agent:
         self.activation = Activation(
             settings, self.dispatcher, loop=self._loop, routed=self._route, changed=self._state_changed
         )
-        self.deployer = Deployer(self.store, settings, self.activation, self._report)
+        self.deployer = Deployer(self.store, settings, self.activation, self._report, admit=self.admit)
         self.control = ControlServer(
             settings.state, {"status": self._do_status, "deploy": self._do_deploy, "infer": self._do_infer}
         )
@@ -145,6 +145,7 @@ class Agent:
         await self.control.start()
         if group is not None:
             await self.activation.promote(group)
+        self.deployer.start()
         for key, message, targets in await self.spool.inbox():
             self.exchange.restore(key, message, tuple(targets))
         log.info("core %s runs group %s", self.settings.core, group.deployment.id if group else "none")
@@ -247,11 +248,18 @@ class Agent:
         return mine
 
     def admit(self, deployment: Deployment) -> None:
-        """Refuses a deployment whose subscriptions would send messages round for ever.
+        """Refuses a deployment whose subscriptions would send messages round for ever. Reads only; from any thread.
 
         Raises:
-            RejectedError: CYCLE.
+            RejectedError: CYCLE, ONE_CONNECTION.
         """
+        for each in deployment.subscriptions if self.one_link else ():
+            if each.source in LINKS and each.target in LINKS:
+                raise RejectedError(
+                    "ONE_CONNECTION",
+                    f"Subscription {each.id} goes from {each.source} to {each.target}, which are one connection here.",
+                    "Leave it out: whoever is subscribed gets the message already.",
+                )
         cycle = self._cycle((*self.settings.subscriptions, *deployment.subscriptions))
         if cycle and any(s in deployment.subscriptions for s in cycle):
             way = "; ".join(_told(s) for s in cycle)
@@ -271,8 +279,10 @@ class Agent:
     # -- reports ----------------------------------------------------------------------------------------------------
 
     def _report(self, status: Mapping[str, Any]) -> None:
-        topic = self._topics.deployment_status.replace("{deployment}", status["deploymentId"])
-        self.outbox.send("local" if self.one_link else "cloud", "report", reports.report(topic, status), lambda: None)
+        id = status["deploymentId"]
+        final = status["status"] != "IN_PROGRESS"
+        out = reports.report(self._topics.deployment_status.replace("{deployment}", id), status)
+        self.outbox.send(self.control_link, "report", out, lambda: self.deployer.reported(id) if final else None)
         self._state_changed()
 
     def _state(self, *, online: bool = True) -> dict[str, Any]:
