@@ -18,7 +18,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from agent.deployment import durable
 from agent.deployment.sources import ArchiveSource, Stream
-from agent.errors import AgentError, RejectedError, TransientError
+from agent.deployment.troubles import disk_full
+from agent.errors import RejectedError, TransientError
 
 SYNC_EVERY_BYTES: Final = 32 * 1024 * 1024
 READ_BYTES: Final = 1024 * 1024
@@ -193,11 +194,6 @@ def _check_room(part: Part, stream: Stream, limits: FetchLimits) -> None:
         raise disk_full(text)
     if disk.f_files and disk.f_favail < MIN_FREE_INODES:
         raise disk_full(f"only {disk.f_favail} inodes are free")
-
-
-def disk_full(why: str) -> AgentError:
-    """The disk that holds the state directory is full, or would be."""
-    return AgentError("DISK_FULL", why, "Free some space on the disk of the state directory, then deploy again.")
 
 
 class _Tries:

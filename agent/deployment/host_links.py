@@ -1,4 +1,4 @@
-"""Links on the host's own file system from a model's DestinationPath to the group that is current, where the policy allows.
+"""Links on the host's own file system from DestinationPaths to the group that is current, where the policy allows.
 
 Only links of ours are ever replaced or removed. What cannot be linked becomes a warning. All functions block.
 """

@@ -1,4 +1,4 @@
-"""The agent's side of the installer: starts the child, gives it its job, hears its events, ends it when it is not wanted.
+"""The agent's side of the installer: starts the child, gives it its job, hears its events, ends it when not wanted.
 
 Runs on the agent's loop and blocks nothing. The child dies with the agent; a cancelled `install` has killed it.
 """

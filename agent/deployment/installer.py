@@ -7,7 +7,6 @@ any moment: what it left half done is removed or gone on with by the next one. I
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import resource
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.deployment import durable
-from agent.deployment.download import Fetched, FetchLimits, Part, disk_full, fetch
+from agent.deployment.download import Fetched, FetchLimits, Part, fetch
 from agent.deployment.objects import Objects
 from agent.deployment.sources import ArchiveSource
 from agent.deployment.tree_writer import Caps
+from agent.deployment.troubles import translated
 from agent.deployment.unpack import unpack
 from agent.errors import AgentError, IntegrityError, RejectedError, TransientError
 
@@ -73,7 +73,7 @@ def main() -> int:
     except AgentError as error:
         emit(failure(error))
     except OSError as error:
-        emit(failure(_translated(error)))
+        emit(failure(translated(error)))
     except MemoryError:
         emit(
             failure(
@@ -195,13 +195,6 @@ def _source(wanted: dict[str, Any]) -> ArchiveSource:
 
         return S3Archive(wanted["source"])
     raise RejectedError("NOT_SUPPORTED", f"sources of the kind {wanted['kind']} are not supported yet")
-
-
-def _translated(error: OSError) -> AgentError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(f"the disk of the state directory is full ({error.strerror})")
-    text = f"the state directory cannot be written: {error}"
-    return AgentError("STATE_UNWRITABLE", text, "Check the disk and the permissions of the state directory.")
 
 
 def _bind_to_parent() -> None:

@@ -71,7 +71,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], Step]] = {
     (State.FETCHING, Event.FAULT): Step(State.FAILED, _GIVE_UP),
     (State.WARMING, Event.WARMED): Step(State.SWAPPING, _GO_ON),
     (State.WARMING, Event.FAULT): Step(State.FAILED, _GIVE_UP),
-    # No JOURNAL: after a restart the link itself says whether it was turned.
+    # No JOURNAL: after a restart it makes no difference whether the link was turned.
     (State.SWAPPING, Event.SWAPPED): Step(State.PROMOTING, ()),
     (State.SWAPPING, Event.FAULT): Step(State.TURNING_BACK, (Effect.JOURNAL,)),
     (State.PROMOTING, Event.PROMOTED): Step(State.COMMITTED, (*_GO_ON, Effect.PRUNE)),
@@ -108,17 +108,19 @@ def step(state: State, event: Event) -> Step:
         raise IllegalTransition(f"{event.value} in {state.value}") from None
 
 
-def resumed(state: State, *, turned: bool) -> State:
+def resumed(state: State) -> State:
     """Where a deployment goes on after a restart, when no worker of any group runs.
+
+    Whatever the state, `current` is first turned back to what it was before the deployment: its workers were proven in
+    another life, and prove themselves again beside those of the group that ran before.
 
     Args:
         state: the journalled one.
-        turned: whether `current` leads to the deployment's own group.
 
     Returns:
-        A state that needs nothing but what is durable: what was fetched is not fetched again (a rollback and a swap
-        need no network), and a group that is current already is warmed and promoted, or turned back, like any other.
+        A state that needs nothing but what is durable: a group that was written is not fetched again, as neither a
+        swap nor a rollback may need the network.
     """
     if state in (State.SWAPPING, State.PROMOTING):
-        return State.PROMOTING if turned else State.WARMING
+        return State.WARMING
     return state

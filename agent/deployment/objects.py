@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,7 +106,7 @@ class Objects:
         Raises:
             IntegrityError: OBJECT_DAMAGED, a file is missing, is other than it was, or was added.
         """
-        expected = {entry[0]: Entry(*entry) for entry in self.manifest(hex)["entries"]}
+        expected = {file["path"]: Entry(**file) for file in self.manifest(hex)["files"]}
         tree = self.directory / hex / "tree"
         found = set()
         for path in _files(tree):
@@ -138,7 +138,7 @@ class Objects:
                 return self.ref(hex)
             durable.remove(final)
         manifest = {"format": FORMAT, "digest": f"sha256:{hex}", **facts}
-        manifest["entries"] = [[e.path, e.size, e.sha256, e.mode] for e in entries]
+        manifest["files"] = [asdict(entry) for entry in entries]
         (staged / "manifest.json").write_text(json.dumps(manifest, separators=(",", ":")))
         durable.sync_tree(staged)
         durable.place(staged, final)

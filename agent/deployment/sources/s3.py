@@ -30,16 +30,12 @@ BROKEN: Final = (
 MISSING: Final = ("NoSuchBucket", "NoSuchKey", "NoSuchVersion", "404", "NotFound")
 WHO: Final = (
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId",
-    "TokenRefreshRequired", "RequestTimeTooSkewed", "AuthorizationHeaderMalformed", "InvalidSecurity", "NotSignedUp", "AuthFailure",
+    "TokenRefreshRequired", "RequestTimeTooSkewed", "AuthorizationHeaderMalformed", "InvalidSecurity", "NotSignedUp",
+    "AuthFailure",
 )  # fmt: skip
 WAIT: Final = (
-    "SlowDown",
-    "RequestTimeout",
-    "Throttling",
-    "ThrottlingException",
-    "RequestLimitExceeded",
-    "InternalError",
-)
+    "SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded", "InternalError",
+)  # fmt: skip
 
 
 class S3Archive:

@@ -1,0 +1,213 @@
+"""What each state of a deployment is for: the actions that the driver calls, each giving the event that follows.
+
+Runs on the agent's loop; what blocks runs in threads and in the installer. An action raises AgentError or OSError when
+it fails; it leaves what runs as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from agent.deployment import host_links
+from agent.deployment.admission import Admission
+from agent.deployment.download import FetchLimits
+from agent.deployment.installation import Installed, install, job_of
+from agent.deployment.journal import Record
+from agent.deployment.ledger import Ledger
+from agent.deployment.machine import Event, State
+from agent.deployment.prerequisites import folders_of, probe_interpreters
+from agent.deployment.store import Group, Store, empty_group
+from agent.deployment.tree_writer import Caps
+from agent.errors import AgentError, IntegrityError
+from agent.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Activation(Protocol):
+    """The workers, as deployments need them. An AgentError from any of these fails the deployment."""
+
+    async def warm(self, group: Group) -> None:
+        """Starts the group's workers beside those that run; returns when all are ready."""
+
+    async def promote(self, group: Group) -> None:
+        """Routes requests to the group's workers; returns when the brokers know. Group 0 has no workers."""
+
+    async def discard(self, group: Group) -> None:
+        """Ends the group's warm workers; it need not have any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a deployment; every state has a deadline, so that none can be for ever.
+
+    Attributes:
+        attempts: how often a deployment is begun or resumed after the agent or its installer died.
+        fetch_s, warm_s, step_s: deadlines of fetching, of warming, and of anything else, seconds.
+    """
+
+    attempts: int = 3
+    fetch_s: float = 6 * 3600.0
+    warm_s: float = 600.0
+    step_s: float = 120.0
+    fetch: FetchLimits = field(default_factory=FetchLimits)
+    caps: Caps = field(default_factory=Caps)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an action: the event, and what of the record changes with it."""
+
+    event: Event
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+class Course:
+    """The actions of one core's deployments."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        activation: Activation,
+        ledger: Ledger,
+        admission: Admission,
+        limits: Limits,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._activation = activation
+        self._ledger = ledger
+        self._admission = admission
+        self._limits = limits
+        self._routed: int | None = None  # the group that this process last began to route to
+
+    async def begin(self, record: Record) -> Outcome:
+        """Asks all rules again, as the policy may have changed since the document came."""
+        body = await asyncio.to_thread(self._store.journal.body, record.body_digest)
+        floor = self._ledger.journal.floor
+        deployment = await asyncio.to_thread(self._admission.check, body, retained=record.retained, floor=floor)
+        self._ledger.view.versions = {}
+        self._ledger.view.previous = await asyncio.to_thread(self._versions_of, record.previous)
+        return Outcome(Event.ACCEPTED, {"warnings": deployment.warnings})
+
+    async def fetch(self, record: Record) -> Outcome:
+        """Has everything fetched and unpacked, and writes the group."""
+        deployment, body = await asyncio.to_thread(self._admission.read, record)
+        await probe_interpreters(deployment, self._settings)
+        folders = await asyncio.to_thread(folders_of, deployment, self._settings.functions)
+        known = await asyncio.to_thread(self._store.known)
+        installed = await self._install(job_of(deployment, folders, known, self._limits.fetch, self._limits.caps))
+        journal = self._ledger.journal
+        journal.last_group = max(journal.last_group, *self._store.numbers(), 0) + 1
+        group = await asyncio.to_thread(
+            self._store.write_group,
+            journal.last_group, deployment, body, installed.objects, installed.code, installed.known,
+        )  # fmt: skip
+        self._ledger.view.versions = group.versions
+        return Outcome(Event.FETCHED, {"group": group.number})
+
+    async def _install(self, job: dict[str, Any]) -> Installed:
+        while True:
+            try:
+                return await install(self._store.root, job, self._on_event)
+            except AgentError as error:
+                active = self._ledger.journal.active
+                if error.code != "INSTALLER_LOST" or active is None or active.attempt >= self._limits.attempts:
+                    raise
+                log.warning("deployment %s: %s; once more", active.id, error.message)
+                self._ledger.journal.active = replace(active, attempt=active.attempt + 1)
+                await self._ledger.save()
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        """The installer's phases and progress become statuses; they are not journalled."""
+        active = self._ledger.journal.active
+        if active is None or active.state is not State.FETCHING:
+            return
+        self._ledger.view.phase = event.get("phase", self._ledger.view.phase)
+        more: dict[str, Any] = {"phase": self._ledger.view.phase}
+        if event["event"] == "progress":
+            more["progress"] = {"id": event["id"], "bytes": event["bytes"], "total": event["total"]}
+        self._ledger.tell(self._ledger.status(active, **more))
+
+    async def warm(self, record: Record) -> Outcome:
+        """Has the new workers started; what another process wrote is verified first."""
+        group = await self.group(record)
+        if record.attempt > 1:
+            await asyncio.to_thread(self._store.verify, group)
+        await self._activation.warm(group)
+        return Outcome(Event.WARMED)
+
+    async def swap(self, record: Record) -> Outcome:
+        """Turns the link."""
+        await asyncio.to_thread(self._store.swap, record.group)
+        return Outcome(Event.SWAPPED)
+
+    async def promote(self, record: Record) -> Outcome:
+        """Has requests routed to the new workers."""
+        group = await self.group(record)
+        self._routed = group.number
+        await self._activation.promote(group)
+        links = await self.align_host(group)
+        return Outcome(Event.PROMOTED, {"warnings": (*record.warnings, *links.warnings)})
+
+    async def align_host(self, group: Group | None) -> host_links.Links:
+        """Makes the links on the host's file system that the group is to have."""
+        root, journal = self._store.root, self._ledger.journal
+        wanted = host_links.wanted(group.deployment, self._settings.policy.destinations, root) if group else {}
+        links = await asyncio.to_thread(host_links.align, wanted, journal.host_links, root)
+        journal.host_links = list(links.made)
+        return links
+
+    async def turn_back(self, record: Record) -> Outcome:
+        """Puts the link back, then the routes if they were turned."""
+        await asyncio.to_thread(self._store.swap, record.previous)
+        if self._routed == record.group:
+            before = empty_group()
+            if record.previous is not None:
+                before = await asyncio.to_thread(self._store.group, record.previous)
+            await self._activation.warm(before)
+            await self._activation.promote(before)
+            await self.align_host(before)
+            self._routed = before.number
+        return Outcome(Event.TURNED_BACK)
+
+    # -- effects ----------------------------------------------------------------------------------------------------
+
+    async def discard(self, record: Record) -> None:
+        """Ends the new workers, if there are any; its failure changes nothing."""
+        if record.group is None:
+            return
+        try:
+            group = await self.group(record)
+            await asyncio.wait_for(self._activation.discard(group), self._limits.step_s)
+        except Exception as error:
+            log.error("deployment %s: its workers could not be ended: %r", record.id, error)
+
+    async def prune(self, record: Record) -> None:
+        """Removes what no group needs; its failure changes nothing."""
+        waiting = self._ledger.journal.waiting
+        try:
+            await asyncio.to_thread(self._store.prune, {record.previous})
+            if record.state is State.COMMITTED:
+                await asyncio.to_thread(self._store.objects.clear_downloads)
+            await asyncio.to_thread(self._store.journal.prune, {waiting.body_digest} if waiting else set())
+        except OSError as error:
+            log.error("what is no longer needed could not be removed: %s", error)
+
+    async def group(self, record: Record) -> Group:
+        """The record's group; statuses name its versions from now on."""
+        assert record.group is not None
+        group = await asyncio.to_thread(self._store.group, record.group)
+        self._ledger.view.versions = group.versions
+        self._ledger.view.previous = await asyncio.to_thread(self._versions_of, record.previous)
+        return group
+
+    def _versions_of(self, number: int | None) -> dict[str, str]:
+        try:
+            return self._store.group(number).versions if number is not None else {}
+        except IntegrityError:
+            return {}

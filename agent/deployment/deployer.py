@@ -1,0 +1,244 @@
+"""Drives deployments, one at a time: from the document's bytes to the committed group, or back to what ran before.
+
+`machine` says what follows what, `course` does it, `ledger` remembers and tells it. Nothing that a document asks for,
+and nothing that goes wrong on its way, changes what runs: until the new workers are ready, the link is turned and the
+requests are routed, the old group is the group. Everything runs on the agent's loop, and nothing here blocks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from agent.deployment import machine, recovery
+from agent.deployment.admission import Admission, Admit
+from agent.deployment.course import Activation, Course, Limits, Outcome
+from agent.deployment.intake import Intake
+from agent.deployment.journal import Record
+from agent.deployment.ledger import Ledger, Report
+from agent.deployment.machine import Effect, Event, State
+from agent.deployment.statuses import Status, reason_of
+from agent.deployment.store import Group, Store
+from agent.deployment.troubles import translated
+from agent.errors import AgentError, RejectedError
+from agent.settings import Settings
+
+__all__ = ["Activation", "Deployer", "Limits"]
+
+log = logging.getLogger(__name__)
+
+CANCEL_S: Final = 10.0  # how long what was cancelled may take to end
+Action = Callable[[Record], Awaitable[Outcome]]
+
+
+class Deployer:
+    """Everything that happens to deployments on this core.
+
+    At a start: `recover`; the caller starts the group that it gives; `start`. At the end: `close`.
+
+    Args:
+        store: the state directory, locked by this process.
+        report: gets each status; `reported` is to be called once a final one is safe with a broker or in the spool.
+        admit: raises RejectedError for a deployment that its document alone does not show to be wrong.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        activation: Activation,
+        report: Report,
+        *,
+        admit: Admit | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._store = store
+        self._limits = limits or Limits()
+        self._ledger = Ledger(store, settings.core, report)
+        admission = Admission(store, settings, admit)
+        self._course = Course(store, settings, activation, self._ledger, admission, self._limits)
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._intake = Intake(store, settings.core, self._ledger, admission, self._wake.set, self.cancel)
+        self._driver: asyncio.Task[None] | None = None
+        self._action: asyncio.Future[Outcome] | None = None
+        self._cancelled: AgentError | None = None
+
+    @property
+    def latest(self) -> Status | None:
+        """The latest status of the latest deployment; None before the first."""
+        return self._ledger.latest
+
+    def receive(self, body: bytes, *, retained: bool, accepted: Callable[[], None]) -> None:
+        """Takes a document; returns at once.
+
+        Args:
+            retained: whether the broker had kept the message.
+            accepted: called once the document is journalled, or refused and that reported: the message may be
+                acknowledged then.
+        """
+        self._intake.take(body, retained=retained, accepted=accepted)
+
+    def followed(self, listener: Report) -> contextlib.AbstractContextManager[None]:
+        """While it is open, `listener` gets each status too."""
+        return self._ledger.followed(listener)
+
+    def reported(self, id: str) -> None:
+        """The final status of a deployment is safe elsewhere: it is not said again at the next start."""
+        self._ledger.heard(id)
+
+    def cancel(self, why: AgentError) -> bool:
+        """Fails the deployment under way with `why`, if it is not swapping already; returns whether it does."""
+        active = self._ledger.journal.active
+        if active is None or active.state not in machine.CANCELLABLE or self._action is None:
+            return False
+        self._cancelled = why
+        self._action.cancel()
+        return True
+
+    async def recover(self) -> Group | None:
+        """What is to run now, every file of it verified. To be called once, before all else."""
+        await self._ledger.load()
+        await asyncio.to_thread(self._store.clean)
+        journal = self._ledger.journal
+        if journal.active is not None:
+            journal.active = await asyncio.to_thread(recovery.resume, self._store, journal.active)
+            await self._ledger.try_save()
+        unproven = journal.active.group if journal.active else None
+        group = await asyncio.to_thread(recovery.whole_group, self._store, unproven)
+        await self._course.align_host(group)
+        return group
+
+    def start(self) -> None:
+        """Begins, or goes on with, what there is to deploy; says again what may not have been heard."""
+        self._ledger.tell_again()
+        self._driver = asyncio.get_running_loop().create_task(self._drive(), name="deployer")
+
+    async def idle(self) -> None:
+        """Returns when no deployment is under way or waits, and what the last one left over is removed."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Stops where it is; the next start goes on from there and does not count this as an attempt."""
+        await self._intake.close()
+        if self._driver is not None:
+            self._driver.cancel()
+            await asyncio.wait({self._driver})
+        active = self._ledger.journal.active
+        if active is not None:
+            self._ledger.journal.active = replace(active, attempt=active.attempt - 1)
+            await self._ledger.try_save()
+
+    # -- the driver -------------------------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        journal = self._ledger.journal
+        while True:
+            self._wake.clear()
+            if journal.active is None and journal.waiting is not None:
+                journal.active = replace(journal.waiting, previous=self._store.current_number())
+                journal.waiting = None
+                await self._ledger.try_save()
+            if journal.active is not None:
+                await self._step(journal.active)
+            elif journal.waiting is None:
+                self._idle.set()
+                await self._wake.wait()
+                self._idle.clear()
+
+    async def _step(self, record: Record) -> None:
+        """Does what the record's state is for, and steps."""
+        self._ledger.view.phase = machine.PHASES[record.state]
+        try:
+            outcome = await self._do(record)
+        except RejectedError as error:
+            event = Event.REFUSED if record.state is State.RECEIVED else Event.FAULT
+            outcome = Outcome(event, {"reason": reason_of(error)})
+        except (AgentError, OSError) as error:
+            outcome = Outcome(Event.FAULT, {"reason": reason_of(translated(error))})
+        await self._go(self._ledger.journal.active or record, outcome)  # its attempts may have been counted
+
+    async def _do(self, record: Record) -> Outcome:
+        limits, course = self._limits, self._course
+        actions: dict[State, tuple[Action, float]] = {
+            State.RECEIVED: (course.begin, limits.step_s),
+            State.FETCHING: (course.fetch, limits.fetch_s),
+            State.WARMING: (course.warm, limits.warm_s),
+            State.SWAPPING: (course.swap, limits.step_s),
+            State.PROMOTING: (course.promote, limits.step_s),
+            State.TURNING_BACK: (course.turn_back, limits.step_s + limits.warm_s),
+        }
+        if record.attempt > limits.attempts and record.state is not State.TURNING_BACK:
+            text = f"the agent or its installer ended {limits.attempts} times during it"
+            raise AgentError("TOO_MANY_ATTEMPTS", text, "See the agent's log for why, then deploy again.")
+        action, deadline_s = actions[record.state]
+        return await self._within(action(record), deadline_s)
+
+    async def _within(self, action: Awaitable[Outcome], deadline_s: float) -> Outcome:
+        """The action's outcome; a deadline that passes, a cancellation and a mistake of ours are AgentErrors."""
+        phase = self._ledger.view.phase
+        self._action = asyncio.ensure_future(action)
+        try:
+            done, _ = await asyncio.wait({self._action}, timeout=deadline_s)
+            if not done:
+                phase = self._ledger.view.phase
+                raise AgentError("DEADLINE_EXCEEDED", f"{phase} took longer than {deadline_s:g} s", "Deploy again.")
+            return self._action.result()
+        except asyncio.CancelledError:
+            if self._cancelled is None:
+                raise
+            raise self._cancelled from None
+        except (AgentError, OSError):
+            raise
+        except Exception as error:
+            log.exception("a deployment failed while %s", phase)
+            text = f"{phase} failed: {type(error).__name__}: {error}"
+            raise AgentError("DEPLOYMENT_BROKEN", text, "Report this as a bug, with the agent's log.") from error
+        finally:
+            if not self._action.done():
+                self._action.cancel()
+                await asyncio.wait({self._action}, timeout=CANCEL_S)
+            self._action = self._cancelled = None
+
+    async def _go(self, record: Record, outcome: Outcome) -> None:
+        """Steps, and carries out the effects; what cannot be journalled is a fault of its own."""
+        step = machine.step(record.state, outcome.event)
+        after = replace(record, state=step.state, **outcome.changes)
+        if outcome.event is Event.FAULT:
+            after = replace(after, reason=_reason(record, after))
+            log.warning("deployment %s failed: %s", record.id, (after.reason or {}).get("code"))
+        self._ledger.journal.active = after
+        status: Status | None = None
+        for effect in step.effects:
+            if effect is Effect.JOURNAL:
+                try:
+                    status = await self._ledger.note(after)
+                except OSError as error:
+                    if outcome.event not in (Event.FAULT, Event.TURNED_BACK, Event.REFUSED):
+                        await self._go(record, Outcome(Event.FAULT, {"reason": reason_of(translated(error))}))
+                        return
+                    log.error("deployment %s: the journal cannot be written: %s", record.id, error)
+            else:
+                await self._carry_out(effect, after, status)
+        if step.state in machine.FINAL:
+            self._ledger.journal.active = None
+
+    async def _carry_out(self, effect: Effect, record: Record, status: Status | None) -> None:
+        if effect is Effect.REPORT:
+            self._ledger.tell(status or self._ledger.status(record))
+        elif effect is Effect.DISCARD:
+            await self._course.discard(record)
+        elif effect is Effect.PRUNE:
+            await self._course.prune(record)
+
+
+def _reason(before: Record, after: Record) -> dict[str, Any] | None:
+    """The reason of a fault; one while turning back has a code of its own, as what ran before may not run now."""
+    if before.state is not State.TURNING_BACK or before.reason is None or after.reason is None:
+        return after.reason
+    text = f"{before.reason['message']} Then turning back failed: {after.reason['code']}: {after.reason['message']}"
+    return {"code": "ROLLBACK_FAILED", "message": text}

@@ -1,0 +1,134 @@
+"""Documents as they come: each is journalled as the next to be deployed, answered again, or refused; then acknowledged.
+
+One deployment waits at most: a newer one takes its place. Runs on the agent's loop; documents are taken in their order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+
+from agent.deployment.admission import Admission
+from agent.deployment.definition import FORCE_RESET, Deployment
+from agent.deployment.document import UNREADABLE, deployment_id_of
+from agent.deployment.journal import Record
+from agent.deployment.ledger import Ledger
+from agent.deployment.statuses import IN_PROGRESS, Status, reason_of, status_of
+from agent.deployment.store import Store
+from agent.deployment.troubles import translated
+from agent.errors import AgentError, RejectedError
+
+log = logging.getLogger(__name__)
+
+Accepted = Callable[[], None]
+
+
+class Intake:
+    """Takes documents.
+
+    Args:
+        arrived: called when a deployment waits.
+        cancel: fails what is under way.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        core: str,
+        ledger: Ledger,
+        admission: Admission,
+        arrived: Callable[[], None],
+        cancel: Callable[[AgentError], object],
+    ) -> None:
+        self._store = store
+        self._core = core
+        self._ledger = ledger
+        self._admission = admission
+        self._arrived = arrived
+        self._cancel = cancel
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, body: bytes, *, retained: bool, accepted: Accepted) -> None:
+        """Takes a document in its turn; `accepted` is called when it is journalled, or refused and that reported."""
+        task = asyncio.get_running_loop().create_task(self._take(body, retained, accepted))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Waits for what has come; nothing may come any more."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _take(self, body: bytes, retained: bool, accepted: Accepted) -> None:
+        digest, id = hashlib.sha256(body).hexdigest(), await asyncio.to_thread(deployment_id_of, body)
+        async with self._turn:
+            try:
+                if not self._answer_again(id, digest):
+                    await self._admit(body, digest, retained)
+            except RejectedError as error:
+                await self._refuse(id, digest, error)
+            except OSError as error:
+                self._ledger.tell(self._refusal(id, translated(error)))
+            except Exception as error:  # the next document must still be taken
+                log.exception("deployment %s could not be taken", id)
+                text = f"the document could not be taken: {type(error).__name__}"
+                self._ledger.tell(self._refusal(id, AgentError("DEPLOYMENT_BROKEN", text, "Report this as a bug.")))
+        accepted()
+
+    def _answer_again(self, id: str, digest: str) -> bool:
+        """Whether the id is known; then its last status was said again, or the other body refused."""
+        known, status = self._ledger.journal.statuses.get(id, (None, None))
+        if status is None or id == UNREADABLE:
+            return False
+        if known == digest:
+            latest = self._ledger.latest
+            self._ledger.pass_on(latest if latest and latest["deploymentId"] == id else status)
+        else:
+            text = f"another document was sent with the DeploymentId {id} before"
+            reused = RejectedError("ID_REUSED", text, "Send it with a new DeploymentId.")
+            self._ledger.pass_on(self._refusal(id, reused))
+        return True
+
+    async def _admit(self, body: bytes, digest: str, retained: bool) -> None:
+        journal = self._ledger.journal
+        deployment = await asyncio.to_thread(self._admission.check, body, retained=retained, floor=journal.floor)
+        await asyncio.to_thread(self._store.journal.add_body, digest, body)
+        superseded, journal.waiting = journal.waiting, Record(deployment.id, digest, retained=retained)
+        statuses = [self._received(deployment)]
+        self._ledger.keep(digest, statuses[0])
+        if superseded is not None:
+            statuses.insert(0, self._superseded(superseded, deployment))
+            self._ledger.keep(superseded.body_digest, statuses[0])
+        try:
+            await self._ledger.save()
+        except OSError:
+            journal.waiting = superseded
+            del journal.statuses[deployment.id]
+            raise
+        for status in statuses:
+            self._ledger.tell(status)
+        if deployment.type == FORCE_RESET:
+            self._cancel(AgentError("CANCELLED", f"the deployment was cancelled by {deployment.id}"))
+        self._arrived()
+
+    def _received(self, deployment: Deployment) -> Status:
+        return status_of(deployment.id, self._core, IN_PROGRESS, "received", time.time(), warnings=deployment.warnings)
+
+    def _superseded(self, record: Record, by: Deployment) -> Status:
+        text = f"the deployment {by.id} came before its turn"
+        return self._refusal(record.id, RejectedError("SUPERSEDED", text))
+
+    async def _refuse(self, id: str, digest: str, error: RejectedError) -> None:
+        log.warning("deployment %s is refused: %s", id, error.code)
+        status = self._refusal(id, error)
+        if id != UNREADABLE:
+            self._ledger.keep(digest, status)
+            await self._ledger.try_save()
+        self._ledger.tell(status)
+
+    def _refusal(self, id: str, error: AgentError) -> Status:
+        return status_of(id, self._core, "REJECTED", "received", time.time(), reason=reason_of(error))

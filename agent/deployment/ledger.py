@@ -1,0 +1,164 @@
+"""The journal in memory, its file, and the statuses that leave from it: nothing final is said before it is durable."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.deployment import machine
+from agent.deployment.document import read_accepted
+from agent.deployment.journal import Journal, Record
+from agent.deployment.machine import State
+from agent.deployment.statuses import IN_PROGRESS, Status, status_of
+from agent.deployment.store import Store
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[Status], None]
+
+
+@dataclass(slots=True)
+class View:
+    """What a status says beyond the record: the phase within a state, and the versions."""
+
+    phase: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    previous: Mapping[str, str] = field(default_factory=dict)
+
+
+class Ledger:
+    """Who changes the journal does it here, on the loop's thread; writing it is a thread's work.
+
+    Args:
+        core: this device's name.
+        report: gets each status.
+    """
+
+    def __init__(self, store: Store, core: str, report: Report) -> None:
+        self.journal = Journal()
+        self.latest: Status | None = None
+        self.view = View()
+        self._store = store
+        self._core = core
+        self._listeners: list[Report] = [report]
+        self._saving = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def load(self) -> None:
+        """Reads the journal's file."""
+        self.journal = await asyncio.to_thread(self._store.journal.load)
+        self.latest = self.journal.latest
+
+    async def save(self) -> None:
+        """Writes the journal as it is once its turn has come; durable at return.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        async with self._saving:
+            await asyncio.to_thread(self._store.journal.save, self.journal.encode())
+
+    async def try_save(self) -> None:
+        """As `save`, where what happens next does not hang on it."""
+        try:
+            await self.save()
+        except OSError as error:
+            log.error("the deployments' journal cannot be written: %s", error)
+
+    async def note(self, record: Record) -> Status:
+        """Journals where the active deployment is; a final one leaves in the same write that keeps its status.
+
+        Raises:
+            OSError: it cannot be written; the journal in memory is as it was, but for the active record.
+        """
+        journal, status, floor = self.journal, self.status(record), self.journal.floor
+        kept, latest = journal.statuses.get(record.id), journal.latest
+        journal.active = record
+        self._enter(record, status)
+        try:
+            await self.save()
+        except OSError:
+            journal.active, journal.floor, journal.latest = record, floor, latest
+            journal.unreported = [each for each in journal.unreported if each is not status]
+            if kept is not None:
+                journal.remember(*kept)
+            raise
+        return status
+
+    def _enter(self, record: Record, status: Status) -> None:
+        self.keep(record.body_digest, status)
+        if record.state in machine.FINAL:
+            self.journal.active = None
+        if record.state is State.COMMITTED:
+            sequence = read_accepted(self._store.journal.body(record.body_digest)).sequence
+            if sequence is not None:
+                self.journal.floor = max(sequence, self.journal.floor or 0)
+
+    def keep(self, digest: str, status: Status) -> None:
+        """Takes a status into the journal as the answer for its id; `save` is still to come."""
+        self.journal.remember(digest, status)
+        self.journal.latest = status
+        if status["status"] != IN_PROGRESS:
+            self.journal.unreported.append(status)
+
+    def status(self, record: Record, **more: Any) -> Status:
+        """The record's status now."""
+        final = record.state in machine.FINAL
+        failed = final and record.state is not State.COMMITTED
+        return {
+            **status_of(
+                record.id,
+                self._core,
+                machine.STATUS.get(record.state, IN_PROGRESS),
+                self.view.phase if failed else machine.PHASES[record.state],
+                time.time(),
+                reason=record.reason if final else None,
+                warnings=record.warnings,
+                versions=self.view.versions,
+                previous=self.view.previous,
+            ),
+            **more,
+        }
+
+    # -- saying it --------------------------------------------------------------------------------------------------
+
+    def tell(self, status: Status) -> None:
+        """Reports a status; it is the latest now."""
+        self.latest = status
+        self.pass_on(status)
+
+    def pass_on(self, status: Status) -> None:
+        """Reports a status that is not the latest deployment's."""
+        for listener in list(self._listeners):
+            try:
+                listener(status)
+            except Exception as error:  # a listener's trouble is not the deployment's
+                log.error("a status of deployment %s could not be reported: %r", status["deploymentId"], error)
+
+    def tell_again(self) -> None:
+        """Reports the final statuses that may not have been heard before the last end."""
+        for status in list(self.journal.unreported):
+            self.pass_on(status)
+
+    def heard(self, id: str) -> None:
+        """The final status of a deployment is safe elsewhere."""
+        left = [status for status in self.journal.unreported if status["deploymentId"] != id]
+        if len(left) != len(self.journal.unreported):
+            self.journal.unreported = left
+            task = asyncio.get_running_loop().create_task(self.try_save())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    @contextlib.contextmanager
+    def followed(self, listener: Report) -> Iterator[None]:
+        """While it is open, `listener` gets each status too."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
