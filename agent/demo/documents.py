@@ -6,6 +6,7 @@ All of it is what a user writes; nothing here is known to the agent in another w
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ class Package:
 
     file: Path
     digest: str
+
+    def copied_to(self, folder: Path) -> Package:
+        """The same archive in another folder."""
+        return Package(Path(shutil.copy(self.file, folder)), self.digest)
 
     def in_bucket(self, destination: Path) -> dict[str, Any]:
         """The source of a model in S3, which appears at `destination` on the core too."""

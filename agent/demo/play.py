@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
@@ -27,16 +27,15 @@ def write(folder: Path) -> None:
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    models = make_models(folder)
-    models.broken.file.unlink()
+    with tempfile.TemporaryDirectory() as work:
+        models = make_models(Path(work))
+        v1, v2 = models.v1.copied_to(folder), models.v2.copied_to(folder)
     policy = {"sources": [f"file://{folder}/*"]}
     documents.write_topics(folder, core="first-core", local={"url": "embedded"}, cloud="local", policy=policy)
-    for name, model in (("v1", models.v1), ("v2", models.v2)):
+    for name, model in (("v1", v1), ("v2", v2)):
         document = documents.deployment(f"first-{name}", model.on_disk(), model.digest, results="local")
         documents.write_json(folder / f"{name}.json", document)
     documents.write_json(folder / "window.json", documents.request(models.test.windows[RUNNING].tolist()))
-    for path in (folder / "v1", folder / "v2"):
-        shutil.rmtree(path)
 
 
 def play(*, keep: bool, seconds: float) -> int:

@@ -92,7 +92,7 @@ class Scenario(Stage):
         self._none_lost("nothing lost by the swap")
 
     def _broken_model(self, seconds: float) -> None:
-        self.phase("The cloud deploys a broken archive: one bit of v2 is turned")
+        self.phase("The cloud deploys a broken archive: one bit of v3 is turned")
         outcome = self.deploy("demo-broken", self._models.broken)
         code = (outcome.get("reason") or {}).get("code")
         refused = outcome["status"] == "FAILED" and code == "MODEL_DIGEST_MISMATCH"

@@ -27,7 +27,7 @@ class Models:
     Attributes:
         test: the recordings that the watches replay.
         first, second: the networks behind the packages `v1` and `v2`.
-        broken: v2's archive with one bit turned, announced with the digest of the whole one.
+        broken: a third model's archive with one bit turned, announced with the digest of the whole one.
     """
 
     test: data.Recordings
@@ -52,7 +52,10 @@ def make_models(folder: Path) -> Models:
     formats.write_onnx(folder / "v2" / "activity.onnx", second.layers)
     v1 = documents.package(folder / "v1", folder / "activity-v1.tar.gz")
     v2 = documents.package(folder / "v2", folder / "activity-v2.zip")
-    broken = Package(documents.flip_byte(v2.file, folder / "activity-broken.zip"), v2.digest)
+    third = train.train(rows, training.labels, hidden=32, seed=3)
+    formats.write_onnx(folder / "v3" / "activity.onnx", third.layers)
+    v3 = documents.package(folder / "v3", folder / "activity-v3.zip")
+    broken = Package(documents.flip_byte(v3.file, folder / "activity-v3-broken.zip"), v3.digest)
     return Models(test, first, second, v1, v2, broken)
 
 

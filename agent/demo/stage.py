@@ -93,15 +93,14 @@ class Stage:
     def deploy(self, id: str, model: Package) -> dict[str, Any]:
         """Pushes it through the cloud's broker and returns the final status."""
         self.cloud.push(self.site.document(id, model))
-        noted = 0
+        noted: list[str] = []
 
         def over() -> bool:
-            nonlocal noted
-            statuses = self.cloud.statuses(id)
-            for status in statuses[noted:]:
-                if status["status"] == "IN_PROGRESS":
-                    self.note(f"{id}: {status.get('phase')}")
-            noted = len(statuses)
+            for status in self.cloud.statuses(id):
+                phase = status.get("phase") or ""
+                if status["status"] == "IN_PROGRESS" and phase not in noted:
+                    noted.append(phase)
+                    self.note(f"{id}: {phase}")
             return self.cloud.outcome(id) is not None
 
         self.until(over, DEPLOY_S, f"the outcome of {id}")

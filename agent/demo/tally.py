@@ -1,8 +1,8 @@
 """What became of the watches' requests: answered, asked again, lost, doubled, wrong. Pure; the caller brings the clock.
 
 A request is known by its id, ``WATCH.NUMBER``. It is answered once its first answer came, lost when none came within
-`LOST_S` although it was asked again each `AGAIN_S`. An answer is wrong when it is an error, names a model version that
-was never deployed, or differs from what that version gives when it is run by hand.
+`LOST_S` although it was asked again after `AGAIN_S`, after twice that, and so on. An answer is wrong when it is an
+error, names a model version that was never deployed, or differs from what that version gives when it is run by hand.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Tally:
             for id, request in list(self._open.items()):
                 if now - request.first_s > LOST_S:
                     self._lost[id] = self._open.pop(id)
-                elif now - request.asked_s > AGAIN_S:
+                elif now - request.asked_s > AGAIN_S * 2 ** (request.times - 1):
                     request.asked_s, request.times = now, request.times + 1
                     self._again += 1
                     again.append((id, request.window))
