@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable
 
 import paho.mqtt.client as paho
 import pytest
-from mqtt_kit import PlainClient, accepts, free_port, until, wait_until
 
 from agent import settings
 from agent.errors import ConfigError
 from agent.messages import Inbound, Outbound
 from agent.mqtt.broker import EmbeddedBroker, check_listen
 from agent.mqtt.link import Link
+from tests.mqtt_kit import PlainClient, accepts, free_port, until, wait_until
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

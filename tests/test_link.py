@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mqtt_kit import Mosquitto, PlainClient, Relay, free_port, mosquitto, until
 
 from agent import settings
 from agent.errors import ConfigError, RejectedError, TransientError
 from agent.messages import Inbound, Outbound, Properties
 from agent.mqtt.link import Link
+from tests.mqtt_kit import Mosquitto, PlainClient, Relay, free_port, mosquitto, until
 
 
 class Side:

@@ -13,6 +13,7 @@ _LOGIN = frozenset((0x86, 0x87, 0x8A, 0x8C))
 _GOING_DOWN = frozenset((0x88, 0x89, 0x8B, 0x9F))
 _TAKEN_OVER = 0x8E
 _NAMES = {
+    0x00: "normal disconnection",
     0x80: "unspecified error",
     0x81: "malformed packet",
     0x82: "protocol error",
