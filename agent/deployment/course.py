@@ -20,6 +20,7 @@ from agent.deployment.ledger import Ledger
 from agent.deployment.machine import Event, State
 from agent.deployment.prerequisites import folders_of, probe_interpreters
 from agent.deployment.store import Group, Store, empty_group
+from agent.deployment.threads import in_thread
 from agent.deployment.tree_writer import Caps
 from agent.errors import AgentError, IntegrityError
 from agent.settings import Settings
@@ -87,23 +88,23 @@ class Course:
 
     async def begin(self, record: Record) -> Outcome:
         """Asks all rules again, as the policy may have changed since the document came."""
-        body = await asyncio.to_thread(self._store.journal.body, record.body_digest)
+        body = await in_thread(self._store.journal.body, record.body_digest)
         floor = self._ledger.journal.floor
-        deployment = await asyncio.to_thread(self._admission.check, body, retained=record.retained, floor=floor)
+        deployment = await in_thread(self._admission.check, body, retained=record.retained, floor=floor)
         self._ledger.view.versions = {}
-        self._ledger.view.previous = await asyncio.to_thread(self._versions_of, record.previous)
+        self._ledger.view.previous = await in_thread(self._versions_of, record.previous)
         return Outcome(Event.ACCEPTED, {"warnings": deployment.warnings})
 
     async def fetch(self, record: Record) -> Outcome:
         """Has everything fetched and unpacked, and writes the group."""
-        deployment, body = await asyncio.to_thread(self._admission.read, record)
+        deployment, body = await in_thread(self._admission.read, record)
         await probe_interpreters(deployment, self._settings)
-        folders = await asyncio.to_thread(folders_of, deployment, self._settings.functions)
-        known = await asyncio.to_thread(self._store.known)
+        folders = await in_thread(folders_of, deployment, self._settings.functions)
+        known = await in_thread(self._store.known)
         installed = await self._install(job_of(deployment, folders, known, self._limits.fetch, self._limits.caps))
         journal = self._ledger.journal
         journal.last_group = max(journal.last_group, *self._store.numbers(), 0) + 1
-        group = await asyncio.to_thread(
+        group = await in_thread(
             self._store.write_group,
             journal.last_group, deployment, body, installed.objects, installed.code, installed.known,
         )  # fmt: skip
@@ -137,13 +138,13 @@ class Course:
         """Has the new workers started; what another process wrote is verified first."""
         group = await self.group(record)
         if record.attempt > 1:
-            await asyncio.to_thread(self._store.verify, group)
+            await in_thread(self._store.verify, group)
         await self._activation.warm(group)
         return Outcome(Event.WARMED)
 
     async def swap(self, record: Record) -> Outcome:
         """Turns the link."""
-        await asyncio.to_thread(self._store.swap, record.group)
+        await in_thread(self._store.swap, record.group)
         return Outcome(Event.SWAPPED)
 
     async def promote(self, record: Record) -> Outcome:
@@ -158,17 +159,17 @@ class Course:
         """Makes the links on the host's file system that the group is to have."""
         root, journal = self._store.root, self._ledger.journal
         wanted = host_links.wanted(group.deployment, self._settings.policy.destinations, root) if group else {}
-        links = await asyncio.to_thread(host_links.align, wanted, journal.host_links, root)
+        links = await in_thread(host_links.align, wanted, journal.host_links, root)
         journal.host_links = list(links.made)
         return links
 
     async def turn_back(self, record: Record) -> Outcome:
         """Puts the link back, then the routes if they were turned."""
-        await asyncio.to_thread(self._store.swap, record.previous)
+        await in_thread(self._store.swap, record.previous)
         if self._routed == record.group:
             before = empty_group()
             if record.previous is not None:
-                before = await asyncio.to_thread(self._store.group, record.previous)
+                before = await in_thread(self._store.group, record.previous)
             await self._activation.warm(before)
             await self._activation.promote(before)
             await self.align_host(before)
@@ -191,19 +192,19 @@ class Course:
         """Removes what no group needs; its failure changes nothing."""
         waiting = self._ledger.journal.waiting
         try:
-            await asyncio.to_thread(self._store.prune, {record.previous})
+            await in_thread(self._store.prune, {record.previous})
             if record.state is State.COMMITTED:
-                await asyncio.to_thread(self._store.objects.clear_downloads)
-            await asyncio.to_thread(self._store.journal.prune, {waiting.body_digest} if waiting else set())
+                await in_thread(self._store.objects.clear_downloads)
+            await in_thread(self._store.journal.prune, {waiting.body_digest} if waiting else set())
         except OSError as error:
             log.error("what is no longer needed could not be removed: %s", error)
 
     async def group(self, record: Record) -> Group:
         """The record's group; statuses name its versions from now on."""
         assert record.group is not None
-        group = await asyncio.to_thread(self._store.group, record.group)
+        group = await in_thread(self._store.group, record.group)
         self._ledger.view.versions = group.versions
-        self._ledger.view.previous = await asyncio.to_thread(self._versions_of, record.previous)
+        self._ledger.view.previous = await in_thread(self._versions_of, record.previous)
         return group
 
     def _versions_of(self, number: int | None) -> dict[str, str]:

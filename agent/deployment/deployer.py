@@ -23,6 +23,7 @@ from agent.deployment.ledger import Ledger, Report
 from agent.deployment.machine import Effect, Event, State
 from agent.deployment.statuses import Status, reason_of
 from agent.deployment.store import Group, Store
+from agent.deployment.threads import in_thread
 from agent.deployment.troubles import translated
 from agent.errors import AgentError, RejectedError
 from agent.settings import Settings
@@ -103,13 +104,13 @@ class Deployer:
     async def recover(self) -> Group | None:
         """What is to run now, every file of it verified. To be called once, before all else."""
         await self._ledger.load()
-        await asyncio.to_thread(self._store.clean)
+        await in_thread(self._store.clean)
         journal = self._ledger.journal
         if journal.active is not None:
-            journal.active = await asyncio.to_thread(recovery.resume, self._store, journal.active)
+            journal.active = await in_thread(recovery.resume, self._store, journal.active)
             await self._ledger.try_save()
         unproven = journal.active.group if journal.active else None
-        group = await asyncio.to_thread(recovery.whole_group, self._store, unproven)
+        group = await in_thread(recovery.whole_group, self._store, unproven)
         await self._course.align_host(group)
         return group
 
@@ -132,6 +133,7 @@ class Deployer:
         if active is not None:
             self._ledger.journal.active = replace(active, attempt=active.attempt - 1)
             await self._ledger.try_save()
+        await self._ledger.close()
 
     # -- the driver -------------------------------------------------------------------------------------------------
 

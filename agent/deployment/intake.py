@@ -18,6 +18,7 @@ from agent.deployment.journal import Record
 from agent.deployment.ledger import Ledger
 from agent.deployment.statuses import IN_PROGRESS, Status, reason_of, status_of
 from agent.deployment.store import Store
+from agent.deployment.threads import in_thread
 from agent.deployment.troubles import translated
 from agent.errors import AgentError, RejectedError
 
@@ -64,7 +65,7 @@ class Intake:
             await asyncio.wait(self._tasks)
 
     async def _take(self, body: bytes, retained: bool, accepted: Accepted) -> None:
-        digest, id = hashlib.sha256(body).hexdigest(), await asyncio.to_thread(deployment_id_of, body)
+        digest, id = hashlib.sha256(body).hexdigest(), await in_thread(deployment_id_of, body)
         async with self._turn:
             try:
                 if not self._answer_again(id, digest):
@@ -95,8 +96,8 @@ class Intake:
 
     async def _admit(self, body: bytes, digest: str, retained: bool) -> None:
         journal = self._ledger.journal
-        deployment = await asyncio.to_thread(self._admission.check, body, retained=retained, floor=journal.floor)
-        await asyncio.to_thread(self._store.journal.add_body, digest, body)
+        deployment = await in_thread(self._admission.check, body, retained=retained, floor=journal.floor)
+        await in_thread(self._store.journal.add_body, digest, body)
         superseded, journal.waiting = journal.waiting, Record(deployment.id, digest, retained=retained)
         statuses = [self._received(deployment)]
         self._ledger.keep(digest, statuses[0])

@@ -16,6 +16,7 @@ from agent.deployment.journal import Journal, Record
 from agent.deployment.machine import State
 from agent.deployment.statuses import IN_PROGRESS, Status, status_of
 from agent.deployment.store import Store
+from agent.deployment.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Ledger:
 
     async def load(self) -> None:
         """Reads the journal's file."""
-        self.journal = await asyncio.to_thread(self._store.journal.load)
+        self.journal = await in_thread(self._store.journal.load)
         self.latest = self.journal.latest
 
     async def save(self) -> None:
@@ -61,7 +62,7 @@ class Ledger:
             OSError: it cannot be written.
         """
         async with self._saving:
-            await asyncio.to_thread(self._store.journal.save, self.journal.encode())
+            await in_thread(self._store.journal.save, self.journal.encode())
 
     async def try_save(self) -> None:
         """As `save`, where what happens next does not hang on it."""
@@ -153,6 +154,11 @@ class Ledger:
             task = asyncio.get_running_loop().create_task(self.try_save())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Waits for what is being written."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     @contextlib.contextmanager
     def followed(self, listener: Report) -> Iterator[None]:
