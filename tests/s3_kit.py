@@ -1,10 +1,7 @@
 """A real S3 server (moto's) on a free loopback port, as a child process, for tests that fetch.
 
-    from tests.s3_kit import s3_server      # a pytest fixture: one server for the test session
-
-    def test_x(s3_server):
-        uri = s3_server.put("models", "activity.tar.gz", data)     # "s3://models/activity.tar.gz"
-        environment = {**os.environ, **s3_server.environment()}    # what an agent needs to reach it
+Import the fixture `s3_server` (one server for the test session): ``s3_server.put("models", "activity.tar.gz", data)``
+gives the object's URI, ``s3_server.environment()`` the variables with which an agent reaches it.
 """
 
 from __future__ import annotations
