@@ -172,7 +172,7 @@ def _where(options: argparse.Namespace) -> Any:
 def _demo(options: argparse.Namespace) -> int:
     from agent.demo import main as demo
 
-    return demo(keep=options.keep, seconds=options.seconds, write_to=options.write)
+    return demo(keep=options.keep, seconds=options.seconds)
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
@@ -251,8 +251,5 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "Show the whole of it on this machine, on free ports.", "marram demo --keep")
     demo.add_argument("--keep", action="store_true", help="stay up afterwards and tell what to type")
-    demo.add_argument(
-        "--write", type=Path, metavar="FOLDER", help="only write models, deployments and a topics.yaml to try by hand"
-    )
     demo.add_argument("--seconds", type=float, default=6.0, help="load around each step (default: 6)")
     return parser

@@ -18,13 +18,13 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.demo import data, documents, formats, main, train
+from agent.demo import data, documents, formats, train
 from agent.demo.children import Child, free_ports
 from agent.demo.cloud import Bucket, Cloud
 from agent.demo.relay import Relay
 from agent.demo.tally import AGAIN_S, LOST_S, Tally
 from agent.demo.watches import Fleet
-from agent.deployment.document import FileSource, parse
+from agent.deployment.document import S3Source, parse
 from agent.errors import ConfigError, RejectedError
 from agent.settings import Policy, load
 from functions import activity
@@ -100,19 +100,21 @@ def test_the_function_refuses_what_is_no_window(window: object) -> None:
 
 
 def test_the_settings_and_the_document_are_what_the_agent_reads(tmp_path: Path) -> None:
-    assert main(write_to=tmp_path) == 0
-    settings = load(tmp_path / "topics.yaml")
+    policy = {"sources": ["s3://factory-models/*"], "destinations": ["/ml"]}
+    file = documents.write_topics(tmp_path, core="core-1", local={"url": "embedded"}, cloud="local", policy=policy)
+    settings = load(file)
     assert (settings.functions[0] / "activity" / "__init__.py").exists()
-    for name in ("v1", "v2"):
-        body = (tmp_path / f"{name}.json").read_bytes()
-        deployment = parse(body, core=settings.core, policy=settings.policy)
-        [resource] = deployment.resources
-        assert isinstance(resource.source, FileSource)
-        assert resource.digest == f"sha256:{hashlib.sha256(Path(resource.source.path).read_bytes()).hexdigest()}"
-        assert {s.target for s in deployment.subscriptions} == {"function:activity", "local"}
-        with pytest.raises(RejectedError, match=r"topics\.yaml"):
-            parse(body, core=settings.core, policy=Policy())
-    assert activity.features(json.loads((tmp_path / "window.json").read_bytes())["window"]).shape == (30,)
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "model.onnx").write_bytes(b"a model")
+    model = documents.package(tmp_path / "v1", tmp_path / "v1.tar.gz")
+    document = documents.deployment("v1", model.in_bucket(Path("/ml/v1")), model.digest, results="local")
+    body = json.dumps(document).encode()
+    deployment = parse(body, core=settings.core, policy=settings.policy)
+    assert deployment.resources[0].source == S3Source("s3://factory-models/v1.tar.gz")
+    assert deployment.resources[0].digest == f"sha256:{hashlib.sha256(model.file.read_bytes()).hexdigest()}"
+    assert {s.target for s in deployment.subscriptions} == {"function:activity", "local"}
+    with pytest.raises(RejectedError, match=r"topics\.yaml"):
+        parse(body, core=settings.core, policy=Policy())
 
 
 def test_one_byte_of_the_broken_archive_differs(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ All of it is what a user writes; nothing here is known to the agent in another w
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,18 +29,10 @@ class Package:
     file: Path
     digest: str
 
-    def copied_to(self, folder: Path) -> Package:
-        """The same archive in another folder."""
-        return Package(Path(shutil.copy(self.file, folder)), self.digest)
-
     def in_bucket(self, destination: Path) -> dict[str, Any]:
         """The source of a model in S3, which appears at `destination` on the core too."""
         data = {"S3Uri": f"s3://{BUCKET}/{self.file.name}", "DestinationPath": str(destination)}
         return {"S3MachineLearningModelResourceData": data}
-
-    def on_disk(self) -> dict[str, Any]:
-        """The source of a model in a file on the core."""
-        return {"FileMachineLearningModelResourceData": {"Path": str(self.file)}}
 
 
 def write_topics(

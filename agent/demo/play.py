@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
-import tempfile
 import threading
-from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -17,25 +16,6 @@ from agent.demo.view import Check, shown, summary
 from agent.errors import AgentError
 
 RUNNING = 12  # a recording of the test split
-
-
-def write(folder: Path) -> None:
-    """Writes what a first try by hand needs: a topics.yaml, both models, a deployment of each, and a request.
-
-    The core of this topics.yaml needs nothing from outside: its one broker is the embedded one, on its usual port, and
-    the deployments take the models from `folder`.
-    """
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as work:
-        models = make_models(Path(work))
-        v1, v2 = models.v1.copied_to(folder), models.v2.copied_to(folder)
-    policy = {"sources": [f"file://{folder}/*"]}
-    documents.write_topics(folder, core="first-core", local={"url": "embedded"}, cloud="local", policy=policy)
-    for name, model in (("v1", v1), ("v2", v2)):
-        document = documents.deployment(f"first-{name}", model.on_disk(), model.digest, results="local")
-        documents.write_json(folder / f"{name}.json", document)
-    documents.write_json(folder / "window.json", documents.request(models.test.windows[RUNNING].tolist()))
 
 
 def play(*, keep: bool, seconds: float) -> int:
@@ -82,25 +62,28 @@ def _run(console: Console, site: Site, models: Models, seconds: float) -> bool:
 def _keep(console: Console, site: Site, models: Models) -> None:
     """Says what can be typed, and waits for Ctrl-C."""
     question = documents.request(models.test.windows[RUNNING].tolist())
-    window = documents.write_json(site.folder / "window.json", question)
-    again = documents.write_json(site.folder / "by-hand-v1.json", site.document("by-hand-v1", models.v1))
-    config = f"--config {site.folder / 'topics.yaml'}"
+    (site.folder / "window.json").write_text(json.dumps(question))
+    for name, model in (("v1", models.v1), ("v2", models.v2)):
+        documents.write_json(site.folder / f"{name}.json", site.document(f"by-hand-{name}", model))
+    config = "--config $FILES/topics.yaml"
     lines = (
         "Everything stays up until Ctrl-C. In another terminal, in this folder:",
         "",
-        "  # listen to the answers, then ask (a real window of somebody running)",
-        f"  mosquitto_sub -p {site.local_port} -t 'watches/#' -v",
-        f"  mosquitto_pub -p {site.local_port} -q 1 -t sensors/me/motion -f {window}",
+        f"  LOCAL={site.local_port} CLOUD={site.cloud_port} FILES={site.folder}",
         "",
-        "  # the same through the command",
-        f"  .venv/bin/marram infer {documents.FUNCTION} {window} {config}",
+        "  # listen to what is answered and to what the cloud hears, then ask (a recording of somebody running)",
+        "  mosquitto_sub -p $LOCAL -t 'watches/#' -v &",
+        "  mosquitto_sub -p $CLOUD -t 'marram/#' -v &",
+        "  mosquitto_pub -p $LOCAL -q 1 -t sensors/me/motion -f $FILES/window.json",
         "",
-        "  # deploy v1 again, and see what is there",
-        f"  .venv/bin/marram deploy {again} --wait {config}",
+        "  # the cloud deploys v1 again; ask again, and see its version in the answer",
+        f"  mosquitto_pub -p $CLOUD -q 1 -t marram/{documents.CORE}/deployments -f $FILES/v1.json",
+        "  mosquitto_pub -p $LOCAL -q 1 -t sensors/me/motion -f $FILES/window.json",
+        "",
+        "  # the same with Marram's own command",
+        f"  .venv/bin/marram deploy $FILES/v2.json --wait {config}",
+        f"  .venv/bin/marram infer {documents.FUNCTION} $FILES/window.json {config}",
         f"  .venv/bin/marram status {config}",
-        "",
-        "  # everything that the cloud hears",
-        f"  mosquitto_sub -p {site.cloud_port} -t '#' -v",
     )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
