@@ -87,6 +87,9 @@ class Core:
 
     Args:
         local, cloud: links as topics.yaml has them.
+
+    Attributes:
+        store_reachable: whether the next agent finds the store; set it to False and nobody answers there.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Core:
         self.state = directory / "state"
         self.config = directory / "topics.yaml"
         self.s3 = s3
+        self.store_reachable = True
         self.process: subprocess.Popen[bytes] | None = None
         self.log = directory / "agent.log"
         directory.mkdir(parents=True, exist_ok=True)
@@ -118,6 +122,8 @@ class Core:
 
     def start(self, *, wait: bool = True) -> Core:
         environment = {**os.environ, **(self.s3.environment() if self.s3 else {})}
+        if not self.store_reachable:
+            environment["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:1"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "agent", "run", "--config", str(self.config)],
@@ -178,6 +184,11 @@ class Core:
         """The pids of all worker processes of this core."""
         assert self.process
         return sorted(each for each in _children(self.process.pid) if b"functions.worker" in _command(each))
+
+    def installer_pids(self) -> list[int]:
+        """The pid of the installer, if one runs."""
+        assert self.process
+        return [each for each in _children(self.process.pid) if b"agent.deployment.installer" in _command(each)]
 
     def tail(self, count: int = 4000) -> str:
         return self.log.read_text(errors="replace")[-count:] if self.log.exists() else ""

@@ -39,8 +39,8 @@ class Site:
         links = {"local": {"url": self.local.url}, "cloud": {"url": self.cloud.url}}
         return Core(self.directory / "core", s3=self.s3, **{**links, **more})  # type: ignore[arg-type]
 
-    def device(self, name: str = "device") -> PlainClient:
-        return PlainClient(self.local.port, name)
+    def device(self, name: str = "device", *, session_expiry_s: int = 0) -> PlainClient:
+        return PlainClient(self.local.port, name, session_expiry_s=session_expiry_s)
 
     def observer(self, name: str = "cloud-observer") -> PlainClient:
         return PlainClient(self.cloud.port, name)

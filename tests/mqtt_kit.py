@@ -154,6 +154,7 @@ class PlainClient:
         protocol: int = paho.MQTTv5,
         username: str | None = None,
         password: str | None = None,
+        session_expiry_s: int = 0,
     ) -> None:
         self.received: list[paho.MQTTMessage] = []
         self._arrived = threading.Condition()
@@ -172,7 +173,12 @@ class PlainClient:
         self.client.reconnect_delay_set(1, 1)
         if username is not None:
             self.client.username_pw_set(username, password)
-        self.client.connect("127.0.0.1", port)
+        if session_expiry_s:  # MQTT 5: the broker keeps what comes while it is away
+            properties = PahoProperties(PacketTypes.CONNECT)
+            properties.SessionExpiryInterval = session_expiry_s
+            self.client.connect("127.0.0.1", port, clean_start=False, properties=properties)
+        else:
+            self.client.connect("127.0.0.1", port)
         self.client.loop_start()
         self.wait_up()
 

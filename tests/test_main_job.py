@@ -177,7 +177,7 @@ def test_what_is_deployed_is_there_after_a_kill_with_no_cloud_and_no_store(runni
     site, core = running
     core.kill()
     site.cloud.stop()
-    core.s3 = None
+    core.store_reachable = False
     core.start()
     core.wait_ready("scores")
     with site.device() as device:

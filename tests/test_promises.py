@@ -5,8 +5,10 @@ Each fault is injected for real: SIGKILL to real processes, a real broker that g
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -14,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from tests.agent_kit import CORE, Core, by_hand, function, layers, subscription
+from agent import commands
+from agent.errors import AgentError
+from tests.agent_kit import Core, by_hand, function, layers, subscription
 from tests.conftest import Site
 from tests.load_kit import Load
 from tests.mqtt_kit import wait_until
@@ -81,51 +86,87 @@ def test_replacing_models_and_killing_workers_loses_nothing(site: Site, soak: bo
         )
 
 
-def test_a_kill_in_any_phase_of_a_deployment_leaves_a_whole_group_that_answers(
-    site: Site, soak: bool, record_property: Any
+PHASES = ("received", "fetching", "unpacking", "staged", "warming", "swapping", "turned", "committed")
+
+
+@pytest.mark.parametrize("victim", ["agent", "installer"])
+def test_a_kill_in_any_phase_leaves_a_whole_group_that_answers(
+    site: Site, soak: bool, record_property: Any, victim: str
 ) -> None:
-    """SIGKILL of the agent somewhere in a deployment; then the function answers with no cloud and no store."""
-    kills = 60 if soak else 10
-    made = [put_model(site, seed, key=f"m{seed}.tar.gz") for seed in (1, 2)]
-    seeds = {made[0]["digest"]: 1, made[1]["digest"]: 2}
+    """SIGKILL in a phase of a deployment; after the restart the function answers with no cloud and no store."""
+    phases = PHASES if victim == "agent" else ("fetching", "unpacking")
+    kills = 10 if soak else 1
+    chance = random.Random(7)
+    first = put_model(site, 1, key="first.tar.gz")
+    seeds = {first["digest"]: 1}
     core = site.core()
     core.start()
     core.wait_linked()
-    core.deploy(group("first", made[0]["uri"]))
-    seen: dict[str, int] = {}
-    for attempt in range(kills):
-        with site.observer(f"observer-{attempt}") as cloud, site.device(f"device-{attempt}") as device:
-            # A new function's folder each time, so that something is fetched, unpacked and synced each time.
-            fresh = put_model(site, 1000 + attempt, key=f"fresh{attempt}.tar.gz")
-            seeds[fresh["digest"]] = 1000 + attempt
-            cloud.subscribe(f"marram/{CORE}/deployments/#")
-            cloud.publish(f"marram/{CORE}/deployments", json.dumps(group(f"k{attempt}", fresh["uri"])))
-            wait_until(lambda cloud=cloud: cloud.received, "the first status")
-            time.sleep(0.9 * attempt / kills)  # where in the deployment the kill falls, swept over its length
-            status = json.loads(cloud.received[-1].payload)
-            seen[status.get("phase") or status["status"]] = seen.get(status.get("phase") or status["status"], 0) + 1
-            core.kill()
-            site.cloud.stop()
-            endpoint, core.s3 = core.s3, None
-            core.start()
+    core.deploy(group("first", first["uri"]))
+    try:
+        for number in range(kills * len(phases)):
+            phase = phases[number % len(phases)]
+            fresh = put_model(site, 1000 + number, key=f"fresh{number}.tar.gz")
+            seeds[fresh["digest"]] = 1000 + number
+            strike(core, victim, phase, group(f"k{number}", fresh["uri"]), chance.random() * 0.02)
+            if victim == "agent":
+                site.cloud.stop()
+                core.store_reachable = False
+                core.start()
             core.wait_ready("scores")
             assert_whole(core)
-            load = Load(device, "sensors/a/x", lambda n: {"x": X})
-            load.run(3)
+            with site.device(f"device-{number}") as device:
+                load = Load(device, "sensors/a/x", lambda n: {"x": X})
+                load.run(3)
             for (answer,) in load.answers.values():
-                np.testing.assert_allclose(
-                    answer["scores"], by_hand(layers(seeds[answer["meta"]["version"]]), X), atol=1e-5
-                )
-            core.s3 = endpoint
-            core.stop()
-            site.cloud.start()
-            core.start()
-            core.wait_linked()
-            wait_until(
-                lambda: (core.status()["state"]["deployment"] or {}).get("status") != "IN_PROGRESS", "its end", 60
-            )
-    core.kill()
-    figure(record_property, agent_kills=kills, killed_in=seen)
+                expected = by_hand(layers(seeds[answer["meta"]["version"]]), X)
+                np.testing.assert_allclose(answer["scores"], expected, atol=1e-5)
+            if victim == "agent":
+                core.stop()
+                core.store_reachable = True
+                site.cloud.start()
+                core.start()
+                core.wait_linked()
+            wait_until(lambda: core.status()["state"]["deployment"]["status"] != "IN_PROGRESS", "its end", 60)
+    finally:
+        core.kill()
+    figure(record_property, victim=victim, kills_in_each_phase=kills, phases=list(phases), function_answered="always")
+
+
+def strike(core: Core, victim: str, phase: str, document: dict[str, Any], after_s: float) -> None:
+    """Deploys and kills the victim once the deployment is in `phase`; ``turned``: once `current` leads elsewhere."""
+    assert core.process
+    agent = core.process.pid
+    before = os.readlink(core.state / "current")
+
+    def kill() -> None:
+        time.sleep(after_s if phase in ("fetching", "warming") else 0)
+        if victim == "agent":
+            os.kill(agent, signal.SIGKILL)
+        else:
+            for pid in core.installer_pids():
+                os.kill(pid, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.readlink(core.state / "current") == before:
+            time.sleep(0)
+        kill()
+
+    watcher = threading.Thread(target=watch)
+    if phase == "turned":
+        watcher.start()
+    struck = phase == "turned"
+    with contextlib.suppress(AgentError):  # the agent goes away before it has answered
+        place = commands.Place(core.config)
+        for status in commands.deploy(place, json.dumps(document).encode(), wait=True, timeout_s=60):
+            if not struck and (status.get("phase") == phase or (phase == "received" and status["phase"])):
+                struck = True
+                kill()
+    if phase == "turned":
+        watcher.join(30)
+    assert struck, f"the deployment was never seen in {phase}"
+    if victim == "agent":
+        core.process.wait(30)
 
 
 def assert_whole(core: Core) -> None:
@@ -152,7 +193,7 @@ def test_a_broker_that_restarts_under_load_costs_no_acknowledged_request(
     restarts = 10 if soak else 3
     made = put_model(site, 1)
     back: list[float] = []
-    with site.core() as core, site.device() as device:
+    with site.core() as core, site.device(session_expiry_s=3600) as device:
         core.wait_linked()
         core.deploy(group("v1", made["uri"]))
         load = Load(device, "sensors/a/x", lambda n: {"x": X}, window=20, rate=400)
@@ -160,7 +201,7 @@ def test_a_broker_that_restarts_under_load_costs_no_acknowledged_request(
 
         def restart() -> None:
             for _ in range(restarts):
-                time.sleep(0.5)
+                time.sleep(1.5)
                 site.local.stop()
                 site.local.start()
                 began = time.monotonic()
