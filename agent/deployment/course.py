@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from agent.deployment import host_links
 from agent.deployment.admission import Admission
+from agent.deployment.definition import Deployment
 from agent.deployment.download import FetchLimits
 from agent.deployment.installation import Installed, install, job_of
 from agent.deployment.journal import Record
 from agent.deployment.ledger import Ledger
 from agent.deployment.machine import Event, State
 from agent.deployment.prerequisites import folders_of, probe_interpreters
-from agent.deployment.store import Group, Store, empty_group
+from agent.deployment.store import Group, Known, Store, empty_group
 from agent.deployment.threads import in_thread
 from agent.deployment.tree_writer import Caps
 from agent.errors import AgentError, IntegrityError
@@ -101,7 +104,7 @@ class Course:
         await probe_interpreters(deployment, self._settings)
         folders = await in_thread(folders_of, deployment, self._settings.functions)
         known = await in_thread(self._store.known)
-        installed = await self._install(job_of(deployment, folders, known, self._limits.fetch, self._limits.caps))
+        installed = await self._install(self._job(deployment, folders, known))
         journal = self._ledger.journal
         journal.last_group = max(journal.last_group, *self._store.numbers(), 0) + 1
         group = await in_thread(
@@ -110,6 +113,10 @@ class Course:
         )  # fmt: skip
         self._ledger.view.versions = group.versions
         return Outcome(Event.FETCHED, {"group": group.number})
+
+    def _job(self, deployment: Deployment, folders: Mapping[str, Path], known: Mapping[str, Known]) -> dict[str, Any]:
+        limits, allowed = self._limits, self._settings.policy.sources
+        return job_of(deployment, folders, known, allowed, limits.fetch, limits.caps)
 
     async def _install(self, job: dict[str, Any]) -> Installed:
         while True:

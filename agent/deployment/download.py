@@ -21,7 +21,7 @@ from agent.deployment.sources import ArchiveSource, Stream
 from agent.deployment.troubles import disk_full
 from agent.errors import RejectedError, TransientError
 
-SYNC_EVERY_BYTES: Final = 32 * 1024 * 1024
+SYNC_BYTES: Final = 32 * 1024 * 1024
 READ_BYTES: Final = 1024 * 1024
 MIN_FREE_INODES: Final = 1000
 Progress = Callable[[int, int], None]  # bytes there, bytes in all
@@ -36,12 +36,14 @@ class FetchLimits:
         free_bytes: what must stay free on the disk.
         attempts: tries in a row that bring nothing; one that brings bytes starts the count again.
         backoff_s: longest pause between tries, seconds.
+        sync_bytes: how often what was fetched is synced; what was not is fetched again after a crash.
     """
 
     max_bytes: int = 4 * 1024**3
     free_bytes: int = 64 * 1024**2
     attempts: int = 6
     backoff_s: float = 10.0
+    sync_bytes: int = SYNC_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,10 @@ class Part:
     Args:
         directory: where downloads are kept.
         name: the source's name.
+        sync_bytes: see `FetchLimits`.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, sync_bytes: int = SYNC_BYTES) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         key = hashlib.sha256(name.encode()).hexdigest()[:32]
         self.file = directory / f"{key}.part"
@@ -70,6 +73,7 @@ class Part:
         self.etag: str | None = None
         self.size = 0
         self._synced = 0
+        self._sync_bytes = sync_bytes
         self._digest = hashlib.sha256()
         self._fd = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._take_up()
@@ -108,7 +112,7 @@ class Part:
             rest = rest[os.write(self._fd, rest) :]
         self._digest.update(chunk)
         self.size += len(chunk)
-        if self.size - self._synced >= SYNC_EVERY_BYTES:
+        if self.size - self._synced >= self._sync_bytes:
             self.sync()
 
     def sync(self) -> None:
@@ -204,7 +208,7 @@ class _Tries:
         self._in_vain = 0
 
     def note(self, brought: bool) -> None:
-        self._in_vain = 1 if brought else self._in_vain + 1
+        self._in_vain = 0 if brought else self._in_vain + 1
 
     def stop(self, _: RetryCallState) -> bool:
         return self._in_vain >= self._most

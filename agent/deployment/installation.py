@@ -40,17 +40,24 @@ class Installed:
 
 
 def job_of(
-    deployment: Deployment, folders: Mapping[str, Path], known: Mapping[str, Known], limits: FetchLimits, caps: Caps
+    deployment: Deployment,
+    folders: Mapping[str, Path],
+    known: Mapping[str, Known],
+    allowed: Iterable[str],
+    limits: FetchLimits,
+    caps: Caps,
 ) -> dict[str, Any]:
     """The installer's job for a deployment, without what `install` adds.
 
     Args:
         folders: the folder of each function that has one, by function Id.
         known: by source, which object it gave last.
+        allowed: the policy's patterns of sources.
     """
     return {
         "resources": [_wanted(resource, known.get(resource.source.name)) for resource in deployment.resources],
         "folders": [{"id": id, "path": str(path)} for id, path in folders.items()],
+        "allowed": list(allowed),
         "limits": asdict(limits),
         "caps": asdict(caps),
     }

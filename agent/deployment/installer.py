@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.deployment import durable
+from agent.deployment.document import allows
 from agent.deployment.download import Fetched, FetchLimits, Part, fetch
 from agent.deployment.objects import Objects
 from agent.deployment.sources import ArchiveSource
+from agent.deployment.sources.file import FileArchive
 from agent.deployment.tree_writer import Caps
 from agent.deployment.troubles import translated
 from agent.deployment.unpack import unpack
@@ -41,14 +43,16 @@ class Job:
     Attributes:
         state: the state directory.
         parent: the agent's process id; without it there is nothing to do.
-        resources: ``{id, kind, source, digest, known: [etag, hex] or null}`` each; kind ``s3``.
+        resources: ``{id, kind, source, url, digest, known: [etag, hex] or null}`` each; kind s3, https or file.
         folders: ``{id, path}`` of each function with a folder.
+        allowed: the policy's patterns of sources; asked where a source leads elsewhere.
     """
 
     state: Path
     parent: int
     resources: list[dict[str, Any]]
     folders: list[dict[str, str]]
+    allowed: list[str]
     limits: FetchLimits
     caps: Caps
 
@@ -57,7 +61,7 @@ class Job:
         """The job as `installation.start` wrote it."""
         values = json.loads(text)
         return cls(
-            Path(values["state"]), values["parent"], values["resources"], values["folders"],
+            Path(values["state"]), values["parent"], values["resources"], values["folders"], values["allowed"],
             FetchLimits(**values["limits"]), Caps(**values["caps"]),
         )  # fmt: skip
 
@@ -132,10 +136,12 @@ class Installer:
             self._installed(wanted, promised, None, unchanged=True)
             return
         known = self._known(wanted, promised)
-        part = Part(self._objects.staging / "downloads", wanted["source"])
+        part = Part(self._objects.staging / "downloads", wanted["source"], self._job.limits.sync_bytes)
         try:
             progress = self._progress_of(wanted["id"])
-            fetched = fetch(_source(wanted), part, known[0] if known else None, self._job.limits, progress)
+            fetched = fetch(
+                _source(wanted, self._job.allowed), part, known[0] if known else None, self._job.limits, progress
+            )
             if fetched is None:
                 assert known is not None
                 self._installed(wanted, known[1], known[0], unchanged=True)
@@ -189,11 +195,20 @@ class Installer:
         return tell
 
 
-def _source(wanted: dict[str, Any]) -> ArchiveSource:
+def _source(wanted: dict[str, Any], patterns: list[str]) -> ArchiveSource:
+    def allowed(name: str) -> bool:
+        return any(allows(pattern, name) for pattern in patterns)
+
     if wanted["kind"] == "s3":
         from agent.deployment.sources.s3 import S3Archive  # 42 MB of boto3, only where it is needed
 
         return S3Archive(wanted["source"])
+    if wanted["kind"] == "https":
+        from agent.deployment.sources.https import HttpsArchive
+
+        return HttpsArchive(wanted["url"], allowed)
+    if wanted["kind"] == "file":
+        return FileArchive(wanted["source"].removeprefix("file://"), allowed)
     raise RejectedError("NOT_SUPPORTED", f"sources of the kind {wanted['kind']} are not supported yet")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
+
+from agent.errors import TransientError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,21 @@ class ArchiveSource(Protocol):
             AgentError: not worth one.
         """
         ...
+
+
+def content_range(text: str | None, length: int) -> tuple[int, int]:
+    """(first byte, whole size) of an answer of `length` bytes with this Content-Range; rclone gives it with a 200.
+
+    Raises:
+        TransientError: SOURCE_CHANGED, the range is not one up to the end.
+    """
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", text or "")
+    if found is None:
+        return 0, length
+    begin, end, total = map(int, found.groups())
+    if end - begin + 1 != length or end + 1 != total:
+        raise TransientError("SOURCE_CHANGED", "the server's Content-Range does not fit what was asked for")
+    return begin, total
 
 
 def strong(etag: str | None) -> str | None:

@@ -6,7 +6,6 @@ which knows how far it has come. What servers get wrong is not trusted: every an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
@@ -17,15 +16,15 @@ import botocore.exceptions as errors
 import urllib3.exceptions
 from botocore.config import Config
 
-from agent.deployment.sources import Stream, strong
+from agent.deployment.sources import Stream, content_range, strong
 from agent.errors import AgentError, ConfigError, RejectedError, TransientError
 
-CHUNK_BYTES: Final = 1024 * 1024
+CHUNK_BYTES: Final = 128 * 1024  # read waits for all of it: so much may be lost with a connection that stalls
 CONNECT_TIMEOUT_S: Final = 10
 READ_TIMEOUT_S: Final = 20  # a stalled connection is given up
 BROKEN: Final = (
-    errors.HTTPClientError, errors.IncompleteReadError, errors.FlexibleChecksumError, urllib3.exceptions.HTTPError,
-    OSError,
+    errors.HTTPClientError, errors.ConnectionError, errors.IncompleteReadError, errors.FlexibleChecksumError,
+    urllib3.exceptions.HTTPError, OSError,
 )  # fmt: skip
 MISSING: Final = ("NoSuchBucket", "NoSuchKey", "NoSuchVersion", "404", "NotFound")
 WHO: Final = (
@@ -68,7 +67,7 @@ class S3Archive:
 
     def _stream(self, answer: dict[str, Any], start: int, etag: str | None, known: str | None) -> Stream | None:
         found = strong(answer.get("ETag"))
-        begin, total = _range(answer)
+        begin, total = content_range(answer.get("ContentRange"), int(answer["ContentLength"]))
         if known and found == known and not start:  # a server that ignores If-None-Match
             answer["Body"].close()
             return None
@@ -122,7 +121,10 @@ class S3Archive:
                  errors.ProfileNotFound, errors.TokenRetrievalError)  # fmt: skip
         if isinstance(error, kinds):
             return _credentials(self.name, str(error))
-        if isinstance(error, (errors.HTTPClientError, OSError)):
+        if isinstance(error, errors.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+            text = f"{self.name}: the server's certificate is not trusted"
+            return RejectedError("SOURCE_UNTRUSTED", text, "Set AWS_CA_BUNDLE for the agent, or mend the server.")
+        if isinstance(error, (errors.HTTPClientError, errors.ConnectionError, OSError)):
             return _unreachable(self.name, error)
         text = f"{self.name}: boto3 cannot be used as it is set ({error})"
         return ConfigError("SOURCE_SETTINGS", text, "Check AWS_ENDPOINT_URL_S3, AWS_REGION and the AWS files.")
@@ -150,18 +152,6 @@ def _credentials(name: str, why: str) -> AgentError:
 
 def _code(error: errors.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _range(answer: dict[str, Any]) -> tuple[int, int]:
-    """(first byte, whole size) of an answer; a Content-Range counts whatever the status (rclone's is 200)."""
-    length = int(answer["ContentLength"])
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.get("ContentRange") or "")
-    if found is None:
-        return 0, length
-    begin, end, total = map(int, found.groups())
-    if end - begin + 1 != length or end + 1 != total:
-        raise TransientError("SOURCE_CHANGED", "the server's Content-Range does not fit what was asked for")
-    return begin, total
 
 
 @cache
