@@ -197,12 +197,13 @@ class Course:
 
     async def prune(self, record: Record) -> None:
         """Removes what no group needs; its failure changes nothing."""
-        waiting = self._ledger.journal.waiting
         try:
             await in_thread(self._store.prune, {record.previous})
             if record.state is State.COMMITTED:
                 await in_thread(self._store.objects.clear_downloads)
-            await in_thread(self._store.journal.prune, {waiting.body_digest} if waiting else set())
+            async with self._ledger.documents:
+                waiting = self._ledger.journal.waiting
+                await in_thread(self._store.journal.prune, {waiting.body_digest} if waiting else set())
         except OSError as error:
             log.error("what is no longer needed could not be removed: %s", error)
 

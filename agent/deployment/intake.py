@@ -97,8 +97,9 @@ class Intake:
     async def _admit(self, body: bytes, digest: str, retained: bool) -> None:
         journal = self._ledger.journal
         deployment = await in_thread(self._admission.check, body, retained=retained, floor=journal.floor)
-        await in_thread(self._store.journal.add_body, digest, body)
-        superseded, journal.waiting = journal.waiting, Record(deployment.id, digest, retained=retained)
+        async with self._ledger.documents:
+            await in_thread(self._store.journal.add_body, digest, body)
+            superseded, journal.waiting = journal.waiting, Record(deployment.id, digest, retained=retained)
         statuses = [self._received(deployment)]
         self._ledger.keep(digest, statuses[0])
         if superseded is not None:

@@ -44,6 +44,7 @@ class Ledger:
         self.journal = Journal()
         self.latest: Status | None = None
         self.view = View()
+        self.documents = asyncio.Lock()  # held from a document's writing until the journal names it, and while pruning
         self._store = store
         self._core = core
         self._listeners: list[Report] = [report]
