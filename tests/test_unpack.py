@@ -238,6 +238,13 @@ def test_an_archive_without_files_is_broken(tmp_path: Path) -> None:
     assert code_of(tmp_path, raw_tar([("d", {"type": tarfile.DIRTYPE}, b"")])) == "ARCHIVE_BROKEN"
 
 
+def test_a_zip_whose_directory_leads_before_its_start(tmp_path: Path) -> None:
+    data = bytearray(zipped({"m.json": b"{}" * 50, "sub/w": b"1"}))
+    at = data.rfind(b"PK\x05\x06") + 16  # where the directory's place stands
+    data[at : at + 4] = b"\xff\xff\xff\x00"
+    assert code_of(tmp_path, bytes(data)) == "ARCHIVE_BROKEN"
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), make=st.sampled_from([tar, tarred, zipped]), harm=st.integers(1, 6))
 def test_whatever_is_harmed_only_our_errors_come_out(

@@ -7,7 +7,9 @@ O_NOFOLLOW, and every byte that really comes out is counted. The caller removes 
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -24,7 +26,15 @@ EXTENSIONS: Final = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 )  # fmt: skip
 TAR_MAGIC_AT: Final = 257
-DAMAGED: Final = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
+DAMAGED: Final = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    struct.error,
+)
 
 
 def unpack(archive: Path, tree: Path, caps: Caps = Caps()) -> list[Entry]:  # noqa: B008 - a frozen value
@@ -41,6 +51,10 @@ def unpack(archive: Path, tree: Path, caps: Caps = Caps()) -> list[Entry]:  # no
             _members(file, output)
         except DAMAGED as error:
             raise broken(str(error) or type(error).__name__) from error
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # zipfile seeks where a damaged directory says, before the file's start too
+                raise broken("its directory leads out of it") from error
+            raise
         finally:
             output.close()
     if not output.entries:
