@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import agent
+from agent import cli_keys
 from agent.errors import AgentError, ConfigError
 
 EX_CONFIG = 78
@@ -109,7 +110,7 @@ def _package(options: argparse.Namespace) -> int:
 def _deploy(options: argparse.Namespace) -> int:
     from agent.commands import deploy, document_bytes
 
-    body = document_bytes(options.file)
+    body = cli_keys.signed_if_asked(options, document_bytes(options.file))
     last: dict[str, Any] = {}
     for status in deploy(_where(options), body, wait=options.wait, timeout_s=options.timeout):
         last = status
@@ -223,6 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     deploy.add_argument("file", type=Path, metavar="FILE", help="the document: JSON, YAML or msgpack")
     deploy.add_argument("--wait", action="store_true", help="until it has succeeded or failed")
     deploy.add_argument("--timeout", type=float, default=3600.0, metavar="SECONDS", help="the longest wait")
+
+    cli_keys.add_sign_option(deploy)
+    cli_keys.register(add)
 
     status = add("status", _status, "Show what a core runs.", "marram status --json")
     infer = add(

@@ -79,13 +79,21 @@ class Subscription:
 
 
 @dataclass(frozen=True, slots=True)
+class TrustedKey:
+    """An Ed25519 public key: the file that it was read from, absolute, and its 32 bytes."""
+
+    file: Path
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What a deployment may do on this core. An empty policy allows nothing."""
 
     sources: tuple[str, ...] = ()
     destinations: tuple[str, ...] = ()
     interpreters: Mapping[str, str] = field(default_factory=dict)
-    trusted_keys: tuple[Path, ...] = ()
+    trusted_keys: tuple[TrustedKey, ...] = ()
     allow_unsigned_code: bool = False
     allow_root: bool = False
 

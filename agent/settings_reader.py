@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 from string import Formatter
 
 from agent import settings_rules as rules
+from agent.public_keys import MAX_FILE_BYTES, raw_public_key
 from agent.routing.topics import filter_problem, name_problem
-from agent.settings import Policy, Settings, Subscription, Topics
+from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey
 from agent.settings_file import Problems, Value, read
 from agent.settings_links import read_links
 
@@ -164,7 +166,11 @@ def _policy(value: Value | None, base: Path) -> Policy:
         interpreters={
             name: str(absolute(path, base)) for name, each in interpreters.items() if (path := each.text()) is not None
         },
-        trusted_keys=tuple(_key_file(item, absolute(text, base)) for item, text in _texts(keys, "trusted_keys")),
+        trusted_keys=tuple(
+            key
+            for item, text in _texts(keys, "trusted_keys")
+            if (key := _trusted_key(item, absolute(text, base))) is not None
+        ),
         allow_unsigned_code=_flag(keys, "allow_unsigned_code"),
         allow_root=_flag(keys, "allow_root"),
     )
@@ -187,10 +193,22 @@ def _destination_is_good(item: Value, folder: str) -> bool:
     return False
 
 
-def _key_file(item: Value, file: Path) -> Path:
-    if not (file.is_file() and os.access(file, os.R_OK)):
-        item.problem(f"the key {file} cannot be read")
-    return file
+def _trusted_key(item: Value, file: Path) -> TrustedKey | None:
+    try:
+        with file.open("rb") as stream:
+            mode, data = os.fstat(stream.fileno()).st_mode, stream.read(MAX_FILE_BYTES)
+    except OSError as error:
+        item.problem(f"the key {file} cannot be read: {error.strerror}")
+        return None
+    try:
+        key = TrustedKey(file, raw_public_key(data))
+    except ValueError as error:
+        item.problem(f"the key {file} {error}")
+        return None
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        text = f"others can change the key {file}, and so who is trusted; run: chmod go-w {file}"
+        item.problems.warn(item.line, text)
+    return key
 
 
 def _items(keys: dict[str, Value], key: str) -> list[Value]:

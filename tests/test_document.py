@@ -30,7 +30,7 @@ from agent.deployment.document import (
     read_accepted,
 )
 from agent.errors import RejectedError
-from agent.settings import Policy, Subscription
+from agent.settings import Policy, Subscription, TrustedKey
 
 POLICY = Policy(
     sources=("s3://factory-models/*", "https://models.example.org/*", "file:///srv/models/*"),
@@ -278,7 +278,6 @@ UNSUPPORTED = [
     (at(f"{F}.Environment.Execution", {"IsolationMode": "GreengrassContainer"}), "IsolationMode"),
     (at(f"{F}.Environment.Execution", {"RunAs": {"Uid": 0, "Gid": 0}}), "RunAs"),
     (at("DocumentUrl", "https://x"), "DocumentUrl"),
-    (at("signatures", []), "signed documents"),
 ]
 
 
@@ -298,7 +297,7 @@ def test_the_policy_is_in_force() -> None:
     for words in ('sources: ["s3://factory-models/*"]', "https://models.example.org/*", "interpreters: {mxnet:"):
         assert words in error.message
     assert "s3cr3t" not in str(error)
-    assert refused(FULL, policy=Policy(trusted_keys=(Path("key"),))).code == "UNSIGNED"
+    assert refused(FULL, policy=Policy(trusted_keys=(TrustedKey(Path("key"), bytes(32)),))).code == "UNSIGNED"
 
 
 def test_a_destination_outside_the_policy_is_a_warning() -> None:

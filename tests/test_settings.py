@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -113,8 +115,20 @@ def test_cloud_local_is_one_connection(tmp_path: Path, cloud: str) -> None:
     assert load(tmp_path, f"core: a\nlinks: {{cloud: {cloud}}}").cloud is None
 
 
+def _public(key: Any) -> bytes:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return bytes(key.public_key().public_bytes(serialization.Encoding.PEM, form))
+
+
+def make_public(file: Path) -> bytes:
+    """A new Ed25519 public key in `file`; its 32 bytes."""
+    key = Ed25519PrivateKey.generate()
+    file.write_bytes(_public(key))
+    return key.public_key().public_bytes_raw()
+
+
 def test_policy_paths_are_relative_to_the_file(tmp_path: Path) -> None:
-    (tmp_path / "cloud.pub").write_text("key")
+    raw = make_public(tmp_path / "cloud.pub")
     read = load(
         tmp_path,
         """
@@ -131,9 +145,38 @@ policy:
         sources=("s3://b/*", "https://h/*", "file:///srv/*", "arn:*"),
         destinations=("/ml",),
         interpreters={"mxnet": str(tmp_path / ".venvs/mxnet/bin/python")},
-        trusted_keys=(tmp_path / "cloud.pub",),
+        trusted_keys=(settings.TrustedKey(tmp_path / "cloud.pub", raw),),
         allow_unsigned_code=True,
     )
+
+
+def _wrong_keys() -> dict[str, bytes]:
+    private = Ed25519PrivateKey.generate()
+    secret = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return {
+        "holds a private key; name the public one": secret,
+        "holds a public key of another kind than Ed25519": _public(ec.generate_private_key(ec.SECP256R1())),
+        "is no PEM file with one public key": _public(private) * 2,
+        "its lines are no base64": b"-----BEGIN PUBLIC KEY-----\n!!\n-----END PUBLIC KEY-----\n",
+    }
+
+
+@pytest.mark.parametrize(("words", "data"), [*_wrong_keys().items(), ("is no PEM file", b""), ("is no PEM", b"\0" * 99)])
+def test_a_trusted_key_that_is_none_is_named_with_its_line(tmp_path: Path, words: str, data: bytes) -> None:
+    (tmp_path / "cloud.pub").write_bytes(data)
+    (found,) = problems(tmp_path, "core: a\npolicy:\n  trusted_keys:\n    - cloud.pub")
+    assert found.startswith("line 4: ")
+    assert str(tmp_path / "cloud.pub") in found
+    assert words in found
+
+
+def test_a_trusted_key_that_others_can_change_is_a_warning(tmp_path: Path) -> None:
+    make_public(tmp_path / "cloud.pub")
+    (tmp_path / "cloud.pub").chmod(0o666)
+    (warning,) = load(tmp_path, "core: a\npolicy: {trusted_keys: [cloud.pub]}").warnings
+    assert "chmod go-w" in warning
 
 
 def test_all_problems_come_at_once_in_order_of_their_lines(tmp_path: Path) -> None:

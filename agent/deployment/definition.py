@@ -176,8 +176,9 @@ class Deployment:
     Attributes:
         type: one of `TYPES`.
         sequence: Marram.Sequence; None where the document has none.
-        body_digest: SHA-256 of the document's exact bytes, hex.
+        body_digest: SHA-256 of the document's exact bytes, of a signed one without its envelope; hex.
         warnings: what the document asks for and this core does not do.
+        signed_by: the id of the trusted key whose signature was verified when the document was taken; None: none was.
     """
 
     id: str
@@ -189,6 +190,7 @@ class Deployment:
     subscriptions: tuple[Subscription, ...] = ()
     warnings: tuple[str, ...] = ()
     probation: Probation | None = None
+    signed_by: str | None = None
 
     def resource(self, id: str) -> Resource:
         """The resource with that Id.

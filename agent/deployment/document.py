@@ -7,13 +7,10 @@ refused as NOT_SUPPORTED, what the core's policy does not allow as NOT_ALLOWED; 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
-
-import msgpack
 
 from agent.deployment.definition import (
     ENDPOINT_ARN,
@@ -36,6 +33,8 @@ from agent.deployment.definition import (
     SageMakerSource,
     Source,
 )
+from agent.deployment.encoded import REMEDY, bad, decode
+from agent.deployment.envelope import UnprovenError, envelope_of, payload_of
 from agent.deployment.fields import BAD, FORBIDDEN, UNSUPPORTED, Fields, Problems, shown
 from agent.deployment.functions import read_functions
 from agent.deployment.resources import ID, ID_WORDS, read_resources
@@ -50,41 +49,62 @@ __all__ = [
 ]  # fmt: skip
 
 UNREADABLE: Final = "-"  # the id under which a document without a readable id is answered
-MAX_BYTES: Final = 8 * 1024 * 1024
-MAX_DEPTH: Final = 32
+UNPINNED: Final = "DIGEST_MISSING"
 MAX_LISTED: Final = 50  # problems in one answer
 NOT_DONE: Final = ("Loggers", "Connectors", "Cores", "Devices")
 LISTS: Final = ("Resources", "Functions", "Subscriptions", *NOT_DONE)
 REMEDIES: Final = {
-    BAD: "Correct the document and send it with a new DeploymentId.",
+    BAD: REMEDY,
     UNSUPPORTED: "Leave it out and send the document with a new DeploymentId.",
+    UNPINNED: "Give the Digest that `marram package` printed, and sign the document again.",
     FORBIDDEN: "Add the lines to topics.yaml on the core and restart it, or ask for something that is allowed.",
 }
 
 
-def parse(body: bytes, *, core: str, policy: Policy, retained: bool = False) -> Deployment:
-    """The deployment that `body` (JSON or msgpack) asks for.
+def parse(
+    body: bytes, *, core: str, policy: Policy, retained: bool = False, signed_by: str | None = None
+) -> Deployment:
+    """The deployment that `body` (JSON or msgpack, or a signed document's envelope) asks for.
 
     Args:
         core: this device's name, which Marram.Core is compared with.
         policy: what a deployment may do here.
         retained: whether the broker kept the message; then a Sequence is asked for.
+        signed_by: the id of the trusted key whose signature over the envelope was verified; None: nobody did that.
 
     Raises:
-        RejectedError: BAD_DOCUMENT, NOT_SUPPORTED, NOT_ALLOWED, WRONG_CORE or UNSIGNED; the message lists all problems.
+        RejectedError: BAD_DOCUMENT, NOT_SUPPORTED, NOT_ALLOWED, DIGEST_MISSING or WRONG_CORE; the message lists all
+            problems. UnprovenError: UNSIGNED, or the envelope is none.
     """
-    values = _decode(body)
-    _refuse_envelopes(values)
-    if policy.trusted_keys:
-        raise RejectedError(
-            "UNSIGNED", "this core trusts signed documents only", "Sign it with a key of policy.trusted_keys."
-        )
+    envelope = envelope_of(body)
+    if policy.trusted_keys and (envelope is None or signed_by is None):
+        text, remedy = "this core takes signed documents only, and this one is not", "a key of policy.trusted_keys"
+        raise UnprovenError("UNSIGNED", text, f"Sign it with {remedy}: marram deploy FILE --sign KEY.")
     problems = Problems()
+    payload = envelope.payload if envelope else body
+    values = _document(payload)
     _check_meant(values, core, retained, problems)
-    deployment = _deployment(body, values, policy.interpreters, problems)
+    deployment = _deployment(payload, values, policy.interpreters, problems)
+    if envelope is not None:
+        _check_complete(values, deployment, problems)
+        if signed_by is None:
+            problems.warn("", "the document is signed, but this core has no policy.trusted_keys: nobody checked it")
     _check_policy(deployment.resources, policy, problems)
+    _check_code(deployment.functions, policy, signed_by, problems)
     _raise_if_any(problems)
-    return replace(deployment, warnings=tuple(problems.warnings))
+    return replace(deployment, warnings=tuple(problems.warnings), signed_by=signed_by)
+
+
+def check_signable(payload: bytes) -> None:
+    """That a document has what a signed one needs, so that its signer learns what is wrong and not each core.
+
+    Raises:
+        RejectedError: as `parse`, with all problems that do not depend on a core.
+    """
+    problems = Problems()
+    values = _document(payload)
+    _check_complete(values, _deployment(payload, values, None, problems), problems)
+    _raise_if_any(problems)
 
 
 def read_accepted(body: bytes) -> Deployment:
@@ -94,13 +114,14 @@ def read_accepted(body: bytes) -> Deployment:
         RejectedError: it is no such document.
     """
     problems = Problems()
-    deployment = _deployment(body, _decode(body), None, problems)
+    payload = payload_of(body)
+    deployment = _deployment(payload, _document(payload), None, problems)
     _raise_if_any(problems)
     return deployment
 
 
 def _deployment(
-    body: bytes, values: dict[str, Any], interpreters: Mapping[str, str] | None, problems: Problems
+    payload: bytes, values: dict[str, Any], interpreters: Mapping[str, str] | None, problems: Problems
 ) -> Deployment:
     document = Fields(values, "", problems)
     id = document.text("DeploymentId", required=True, pattern=f"(?!-$){ID}", what=f"{ID_WORDS}, and not only -")
@@ -116,7 +137,7 @@ def _deployment(
             name = value.get("Id") if isinstance(value, dict) else value
             problems.warn(where, f"{shown(name)} is not used by this core")
     document.done()
-    digest = hashlib.sha256(body).hexdigest()
+    digest = hashlib.sha256(payload).hexdigest()
     return Deployment(
         id or UNREADABLE,
         type,
@@ -133,65 +154,21 @@ def _deployment(
 def deployment_id_of(body: bytes) -> str:
     """The DeploymentId of a document that need not be right otherwise; ``-`` where it cannot be read."""
     try:
-        values = _decode(body)
+        values = decode(payload_of(body))
     except RejectedError:
         return UNREADABLE
     id = values.get("DeploymentId")
     return id if isinstance(id, str) and re.fullmatch(ID, id) else UNREADABLE
 
 
-def _decode(body: bytes) -> dict[str, Any]:
-    if len(body) > MAX_BYTES:
-        raise _bad(f"the document has {len(body)} bytes; at most {MAX_BYTES} are read")
-    try:
-        if body.lstrip()[:1] == b"{":
-            values = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
-        else:
-            values = msgpack.unpackb(body, object_pairs_hook=_object)
-    except RecursionError:
-        raise _bad("the document is nested too deeply") from None
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        text = str(error) or type(error).__name__
-        raise _bad(f"the document is neither a JSON object nor a msgpack map: {text[:200]}") from error
-    if not isinstance(values, dict):
-        raise _bad(f"the document must be a JSON object or a msgpack map, not {shown(values)}")
-    _check_depth(values)
-    return values
-
-
-def _object(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if not isinstance(key, str):
-            raise ValueError(f"a key is no text: {shown(key)}")
-        if key in values:
-            raise ValueError(f"the key {shown(key)} stands twice in one object")
-        values[key] = value
-    return values
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
-
-
-def _check_depth(value: object, depth: int = 0) -> None:
-    if depth > MAX_DEPTH:
-        raise _bad(f"the document is nested deeper than {MAX_DEPTH} levels")
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for child in children:
-        _check_depth(child, depth + 1)
-
-
-def _bad(text: str) -> RejectedError:
-    return RejectedError(BAD, text, REMEDIES[BAD])
-
-
-def _refuse_envelopes(values: dict[str, Any]) -> None:
-    """Signed documents and pointers have their own outer form; neither is built yet."""
+def _document(payload: bytes) -> dict[str, Any]:
+    """The values of a document, which is no envelope (any more) and no pointer (not built yet)."""
+    values = decode(payload)
     if "payloadType" in values or "signatures" in values:
-        raise RejectedError(UNSUPPORTED, "signed documents (DSSE envelopes) are not supported yet", "Send it unsigned.")
+        raise bad("an envelope holds another one; sign the document itself")
     if "DocumentUrl" in values:
         raise RejectedError(UNSUPPORTED, "DocumentUrl: pointers to a document are not supported yet", "Send it whole.")
+    return values
 
 
 def _extra(document: Fields) -> tuple[int | None, Probation | None]:
@@ -218,6 +195,24 @@ def _check_meant(values: dict[str, Any], core: str, retained: bool, problems: Pr
         problems.note(BAD, "Marram.Sequence", "is asked for in a retained document")
 
 
+def _check_complete(values: dict[str, Any], deployment: Deployment, problems: Problems) -> None:
+    """What a signed document must say, so that it means one thing, here, and only once.
+
+    Without Core and Sequence a right signature could be used again elsewhere or later; without a Digest the signature
+    would say nothing about the bytes that a source gives.
+    """
+    extra = values.get("Marram")
+    for key in ("Sequence", "Core"):
+        if not isinstance(extra, dict) or extra.get(key) is None:
+            problems.note(BAD, f"Marram.{key}", "is asked for in a signed document")
+    for resource in deployment.resources:
+        if resource.digest is None:
+            problems.note(UNPINNED, f"the resource {resource.id}", "a signed document needs its Marram.Digest")
+    for function in deployment.functions:
+        if function.code is not None and function.code_digest is None:
+            problems.note(UNPINNED, f"the function {function.id}", "a signed document needs its Marram.Code.Digest")
+
+
 def _refuse_body(document: Fields, type: str) -> None:
     for key in LISTS:
         if document.has(key) and document.take(key) != []:
@@ -235,6 +230,17 @@ def _check_policy(resources: tuple[Resource, ...], policy: Policy, problems: Pro
         if destination is not None and not any(is_below(destination, root) for root in policy.destinations):
             text = f"policy.destinations of this core does not hold {destination}: only its functions see it there"
             problems.warn(f"the resource {resource.id}", text)
+
+
+def _check_code(functions: tuple[Function, ...], policy: Policy, signed_by: str | None, problems: Problems) -> None:
+    """Code from a source runs on this core: somebody who is trusted must have signed for it."""
+    for function in functions:
+        if function.code is not None and signed_by is None and not policy.allow_unsigned_code:
+            text = (
+                "its code comes from a source, which needs a document signed with a key of policy.trusted_keys;"
+                " or add to policy in topics.yaml: allow_unsigned_code: true"
+            )
+            problems.note(FORBIDDEN, f"the function {function.id}", text)
 
 
 def allows(pattern: str, name: str) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from agent.deployment.admission import Admission
 from agent.deployment.definition import FORCE_RESET, Deployment
 from agent.deployment.document import UNREADABLE, deployment_id_of
+from agent.deployment.envelope import UnprovenError, payload_of
 from agent.deployment.journal import Record
 from agent.deployment.ledger import Ledger
 from agent.deployment.statuses import IN_PROGRESS, Status, reason_of, status_of
@@ -65,14 +66,14 @@ class Intake:
             await asyncio.wait(self._tasks)
 
     async def _take(self, body: bytes, retained: bool, accepted: Accepted) -> None:
-        digest, id = hashlib.sha256(body).hexdigest(), await in_thread(deployment_id_of, body)
+        digest, id = await in_thread(_identity, body)
         async with self._turn:
             try:
                 if not self._answer_again(id, digest):
                     await self._admit(body, digest, retained)
             except RejectedError as error:
                 await self._refuse(id, digest, error)
-            except OSError as error:
+            except (AgentError, OSError) as error:  # not the document's fault: it may come again
                 self._ledger.tell(self._refusal(id, translated(error)))
             except Exception as error:  # the next document must still be taken
                 log.exception("deployment %s could not be taken", id)
@@ -127,10 +128,15 @@ class Intake:
     async def _refuse(self, id: str, digest: str, error: RejectedError) -> None:
         log.warning("deployment %s is refused: %s", id, error.code)
         status = self._refusal(id, error)
-        if id != UNREADABLE:
+        if id != UNREADABLE and not isinstance(error, UnprovenError):
             self._ledger.keep(digest, status)
             await self._ledger.try_save()
         self._ledger.tell(status)
 
     def _refusal(self, id: str, error: AgentError) -> Status:
         return status_of(id, self._core, "REJECTED", "received", time.time(), reason=reason_of(error))
+
+
+def _identity(body: bytes) -> tuple[str, str]:
+    """What tells one document from another: its own digest, whoever signed it and however often; and its id."""
+    return hashlib.sha256(payload_of(body)).hexdigest(), deployment_id_of(body)

@@ -144,9 +144,9 @@ class JournalFile:
         durable.write(self._file, data)
 
     def add_body(self, digest: str, body: bytes) -> None:
-        """Keeps a document; durable at return, idempotent."""
+        """Keeps a document, with the signatures that it came with last; durable at return, idempotent."""
         path = self._bodies / digest
-        if not path.exists():
+        if not (path.exists() and path.read_bytes() == body):
             durable.write(path, body)
 
     def body(self, digest: str) -> bytes:

@@ -17,6 +17,7 @@ from agent.deployment.machine import State
 from agent.deployment.statuses import IN_PROGRESS, Status, status_of
 from agent.deployment.store import Store
 from agent.deployment.threads import in_thread
+from agent.errors import IntegrityError
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,15 @@ class Ledger:
         """Reads the journal's file."""
         self.journal = await in_thread(self._store.journal.load)
         self.latest = self.journal.latest
+        if self.journal.floor is None:  # a lost journal must not let old documents in again
+            self.journal.floor = await in_thread(self._sequence_of_current)
+
+    def _sequence_of_current(self) -> int | None:
+        try:
+            group = self._store.current()
+        except IntegrityError:
+            return None
+        return group.deployment.sequence if group else None
 
     async def save(self) -> None:
         """Writes the journal as it is once its turn has come; durable at return.

@@ -1,0 +1,87 @@
+"""Who signed a document: asked of a short-lived child, so that the agent itself never loads a cryptography library.
+
+Fails closed: only a verdict that names a trusted key lets a document pass.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from agent.deployment.envelope import Envelope, UnprovenError
+from agent.errors import TransientError
+from agent.public_keys import key_id
+
+logger = logging.getLogger(__name__)
+
+ROOT: Final = str(Path(__file__).resolve().parents[2])
+BOOT: Final = f"import sys; sys.path.insert(0, {ROOT!r}); from agent.deployment.verifier import main; sys.exit(main())"
+DEADLINE_S: Final = 30.0
+
+
+def signer_of(envelope: Envelope, keys: Iterable[bytes]) -> str:
+    """The id of the trusted key that signed an envelope. Blocks for a child's life, `DEADLINE_S` at most.
+
+    Args:
+        keys: the trusted public keys, 32 bytes each.
+
+    Raises:
+        UnprovenError: SIGNATURE_INVALID, none did: it was altered on its way, or signed by somebody else.
+        TransientError: VERIFIER_LOST, the child gave no verdict.
+    """
+    trusted = list(keys)
+    found = _ask(_request(envelope, trusted))
+    if found in {key_id(raw) for raw in trusted}:
+        return str(found)
+    named = ", ".join(repr(each.key_id) for each in envelope.signatures)[:200]
+    text = (
+        "no key of policy.trusted_keys made a signature over the document as it came:"
+        f" it was altered on its way, or signed with another key (it says: {named})"
+    )
+    raise UnprovenError("SIGNATURE_INVALID", text, "Sign it with a key that this core trusts.")
+
+
+def _request(envelope: Envelope, keys: list[bytes]) -> bytes:
+    values = {
+        "parent": os.getpid(),
+        "message": _text(envelope.signed_bytes),
+        "signatures": [[each.key_id, _text(each.value)] for each in envelope.signatures],
+        "keys": [_text(key) for key in keys],
+    }
+    return json.dumps(values).encode()
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _ask(request: bytes) -> object:
+    """The child's verdict: a key's id, or None."""
+    command = [sys.executable, "-I", "-c", BOOT]
+    try:
+        child = subprocess.run(command, input=request, capture_output=True, timeout=DEADLINE_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise _lost(f"gave no verdict within {DEADLINE_S:g} s") from None
+    except OSError as error:
+        raise _lost(f"cannot be started: {error.strerror}") from error
+    try:
+        if child.returncode == 0:
+            verdict: dict[str, Any] = json.loads(child.stdout)
+            return verdict["signer"]
+    except (ValueError, LookupError, TypeError):
+        pass  # no verdict, as below
+    said = child.stderr.decode(errors="replace").strip().splitlines()
+    logger.error("the verifier said before it ended: %s", said[-1] if said else "nothing")
+    raise _lost(f"ended with code {child.returncode} and no verdict")
+
+
+def _lost(how: str) -> TransientError:
+    remedy = "See the agent's log, then send the document again."
+    return TransientError("VERIFIER_LOST", f"the process that verifies signatures {how}", remedy)
