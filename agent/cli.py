@@ -1,6 +1,7 @@
 """The `marram` command: each command in a few lines; what it does lives elsewhere.
 
-Exit codes: 0 success, 1 failed, 2 used wrongly, 78 settings that cannot be used (EX_CONFIG), 130 interrupted.
+Exit codes: 0 success, 1 failed, 2 used wrongly, 78 settings or files that cannot be used (EX_CONFIG), 130 interrupted.
+Whatever goes wrong, a user reads one error with a code and what to do, and no traceback: that is for the log.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except Exception as error:
+        logging.getLogger("agent").error("a programming error", exc_info=logging.getLogger().handlers != [])
+        print(f"marram: {_internal(error)}", file=sys.stderr)
+        return 1
+
+
+def _internal(error: Exception) -> AgentError:
+    """A mistake of ours, with the line it was made on, so that a report of it is worth something."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    text = f"{type(error).__name__}: {error} ({where})."
+    return AgentError("INTERNAL", text, "Please report this, with the command and Marram's version.")
 
 
 # -- the agent --------------------------------------------------------------------------------------------------------
@@ -112,20 +127,24 @@ def _deploy(options: argparse.Namespace) -> int:
 
     body = cli_keys.signed_if_asked(options, document_bytes(options.file))
     last: dict[str, Any] = {}
+    told: set[str] = set()  # a status repeats the warnings, and in a phase only its progress changes
     for status in deploy(_where(options), body, wait=options.wait, timeout_s=options.timeout):
         last = status
-        print(json.dumps(status) if options.json else _told_status(status), flush=True)
+        lines = [json.dumps(status)] if options.json else [line for line in _lines_of(status) if line not in told]
+        told.update(lines)
+        for line in lines:
+            print(line, flush=True)
     return 0 if last.get("status") in (("SUCCEEDED",) if options.wait else ("SUCCEEDED", "IN_PROGRESS")) else 1
 
 
-def _told_status(status: dict[str, Any]) -> str:
+def _lines_of(status: dict[str, Any]) -> list[str]:
     reason = status.get("reason")
     why = f": {reason['code']}: {reason['message']}" if reason else ""
     lines = [f"{status['deploymentId']} {status['status']} {status.get('phase') or ''}".rstrip() + why]
     lines += [f"  warning: {warning}" for warning in status.get("warnings") or ()]
     if status["status"] == "SUCCEEDED":
         lines += [f"  {each['id']} {each['version']}" for each in status.get("resources") or ()]
-    return "\n".join(lines)
+    return lines
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -150,10 +169,14 @@ def _infer(options: argparse.Namespace) -> int:
     )
     sys.stdout.buffer.write(answer.payload + b"\n" * (answer.content_type == "application/json"))
     sys.stdout.buffer.flush()
-    return 1 if answer.failed else 0
+    if answer.error is not None:
+        print(f"marram: {answer.error}", file=sys.stderr)
+    return 0 if answer.error is None else 1
 
 
 def _payload(options: argparse.Namespace) -> bytes:
+    from agent.commands import unreadable
+
     if options.data is not None:
         return os.fsencode(options.data)
     if options.file is None or str(options.file) == "-":
@@ -161,7 +184,7 @@ def _payload(options: argparse.Namespace) -> bytes:
     try:
         return Path(options.file).read_bytes()
     except OSError as error:
-        raise ConfigError("FILE_UNREADABLE", f"{options.file} cannot be read: {error.strerror}.") from error
+        raise unreadable(Path(options.file), error) from error
 
 
 def _where(options: argparse.Namespace) -> Any:
@@ -177,6 +200,16 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise ValueError(text)
+    return seconds
+
+
+_seconds.__name__ = "number of seconds"  # as argparse's errors name it
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -223,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     deploy = add("deploy", _deploy, "Send a deployment document to a core.", "marram deploy deployment.yaml --wait")
     deploy.add_argument("file", type=Path, metavar="FILE", help="the document: JSON, YAML or msgpack")
     deploy.add_argument("--wait", action="store_true", help="until it has succeeded or failed")
-    deploy.add_argument("--timeout", type=float, default=3600.0, metavar="SECONDS", help="the longest wait")
+    deploy.add_argument("--timeout", type=_seconds, default=3600.0, metavar="SECONDS", help="the longest wait")
 
     cli_keys.add_sign_option(deploy)
     cli_keys.register(add)
@@ -242,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument(
         "--content-type", metavar="TYPE", help="application/json, application/msgpack or application/octet-stream"
     )
-    infer.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    infer.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS")
     for each in (deploy, status, infer):
         each.add_argument(
             "--broker", metavar="URL", help="over this broker, mqtt://host:1883, in place of the local socket"

@@ -6,21 +6,25 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import msgpack
+
 from agent import control
 from agent.errors import AgentError, ConfigError
-from agent.messages import JSON, Outbound, Properties
+from agent.messages import JSON, MSGPACK, Outbound, Properties
 from agent.remote import connected
 from agent.settings import Link as LinkSettings
 from agent.settings import Settings, load
 
+CORE = r"[A-Za-z0-9:_-]{1,128}"
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 ANSWER_S = 5.0  # for the first sign of life of a core
 DEFAULT_TOPICS = {
@@ -48,11 +52,14 @@ class Place:
         """The broker and the core's name.
 
         Raises:
-            ConfigError: CORE_MISSING, BAD_URL.
+            ConfigError: CORE_MISSING, BAD_CORE, BAD_URL.
         """
         assert self.broker is not None
         if not self.core:
             raise ConfigError("CORE_MISSING", "--broker needs --core.", "Name the core as its topics.yaml does.")
+        if not re.fullmatch(CORE, self.core):
+            text = f"--core {self.core!r} is no core's name."
+            raise ConfigError("BAD_CORE", text, "A name is 1 to 128 of the characters A-Z a-z 0-9 : _ -.")
         return self._link(self.broker), self.core
 
     def _link(self, broker: str) -> LinkSettings:
@@ -76,9 +83,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class InferAnswer:
+    """An answer as it came; `error` is ``CODE: message`` where it says that the request could not be served."""
+
     content_type: str
     payload: bytes
-    failed: bool
+    error: str | None
 
 
 def document_bytes(file: Path) -> bytes:
@@ -90,15 +99,22 @@ def document_bytes(file: Path) -> bytes:
     try:
         body = file.read_bytes()
     except OSError as error:
-        raise ConfigError("FILE_UNREADABLE", f"{file} cannot be read: {error.strerror}.") from error
+        raise unreadable(file, error) from error
     if file.suffix.lower() not in (".yaml", ".yml"):
         return body
     import yaml
 
     try:
         return json.dumps(yaml.safe_load(body), default=str).encode()
-    except yaml.YAMLError as error:
-        raise ConfigError("BAD_YAML", f"{file} is not YAML: {error}") from error
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        remedy = "Correct the file; a document must be YAML that could also be written as JSON."
+        raise ConfigError("BAD_YAML", f"{file} is no such YAML: {why}.", remedy) from error
+
+
+def unreadable(file: Path, error: OSError) -> ConfigError:
+    """That a file which the command line names cannot be read."""
+    return ConfigError("FILE_UNREADABLE", f"{file} cannot be read: {error.strerror}.", "Name a file that you may read.")
 
 
 def deploy(place: Place, body: bytes, *, wait: bool, timeout_s: float) -> Iterator[dict[str, Any]]:
@@ -116,25 +132,38 @@ def deploy(place: Place, body: bytes, *, wait: bool, timeout_s: float) -> Iterat
             yield reply["status"]
         return
     settings, core = place.remote()
-    yield from asyncio.run(_deploy_over_broker(settings, core, id, body, wait=wait, timeout_s=timeout_s))
+    yield from _blocking(_deploy_over_broker(settings, core, id, body, wait=wait, timeout_s=timeout_s))
+
+
+def _blocking(statuses: AsyncIterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What an asynchronous iterator gives, as it comes."""
+    loop = asyncio.new_event_loop()
+    try:
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                yield loop.run_until_complete(statuses.__anext__())
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 async def _deploy_over_broker(
     settings: LinkSettings, core: str, id: str, body: bytes, *, wait: bool, timeout_s: float
-) -> list[dict[str, Any]]:
+) -> AsyncIterator[dict[str, Any]]:
     deadline = time.monotonic() + timeout_s
-    statuses: list[dict[str, Any]] = []
+    heard = False
     async with connected(settings, _topic("deployment_status", core, id)) as remote:
         await remote.publish(Outbound(_topic("deployments", core), body))
         while True:
-            left = min(deadline - time.monotonic(), ANSWER_S if not statuses else timeout_s)
-            message = await remote.receive(left)
+            left = deadline - time.monotonic()
+            message = await remote.receive(left if heard else min(left, ANSWER_S))
             if message is None:
-                raise _silent(core, bool(statuses))
-            status = json.loads(message.payload)
-            statuses.append(status)
+                raise _silent(core, "It deploys this document if it comes back.") if not heard else _slow(core)
+            status = _read(message.payload)
+            yield status
+            heard = True
             if not wait or status["status"] != "IN_PROGRESS":
-                return statuses
+                return
 
 
 def status(place: Place) -> dict[str, Any]:
@@ -152,8 +181,8 @@ async def _status_over_broker(settings: LinkSettings, core: str) -> dict[str, An
     async with connected(settings, _topic("state", core)) as remote:
         message = await remote.receive(ANSWER_S)
         if message is None:
-            raise _silent(core, False)
-        return {"state": json.loads(message.payload)}
+            raise _silent(core)
+        return {"state": _read(message.payload)}
 
 
 def infer(
@@ -208,28 +237,45 @@ def _with_reply_to(payload: bytes, reply_to: str) -> bytes:
         raise AgentError(
             "MQTT_5_NEEDED",
             "This broker speaks MQTT 3.1.1 only, where the payload must be a JSON object to be answered.",
+            "Send a JSON object, or ask on the core itself, without --broker.",
         ) from error
     return json.dumps(event).encode()
 
 
 def _infer_answer(content_type: str, payload: bytes) -> InferAnswer:
-    failed = False
-    if content_type == JSON:
-        with contextlib.suppress(ValueError):
-            answer = json.loads(payload)
-            failed = isinstance(answer, dict) and isinstance(answer.get("error"), dict)
-    return InferAnswer(content_type, payload, failed)
+    answer: Any = None
+    with contextlib.suppress(ValueError, RecursionError, msgpack.UnpackException):
+        if content_type in (JSON, MSGPACK):
+            answer = json.loads(payload) if content_type == JSON else msgpack.unpackb(payload)
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(error, dict) and {"code", "message"} <= error.keys():
+        return InferAnswer(content_type, payload, f"{error['code']}: {error['message']}")
+    return InferAnswer(content_type, payload, None)
+
+
+def _read(payload: bytes) -> dict[str, Any]:
+    """A status or a state."""
+    try:
+        found = json.loads(payload)
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    raise AgentError("NOT_A_CORE", "What came on the core's topic is not from an agent.", "See who publishes there.")
 
 
 def _topic(name: str, core: str, deployment: str = "") -> str:
     return DEFAULT_TOPICS[name].replace("{core}", core).replace("{deployment}", deployment)
 
 
-def _silent(core: str, began: bool) -> AgentError:
-    if began:
-        return AgentError("NO_ANSWER", f"The core {core!r} said nothing more in time.", "Look at `marram status`.")
-    return AgentError(
-        "CORE_SILENT",
-        f"No core named {core!r} answers on this broker.",
-        "Check --core against the core's topics.yaml, and that its agent runs and is connected to this broker.",
+def _silent(core: str, more: str = "") -> AgentError:
+    remedy = (
+        "Check --core against the core's topics.yaml, and that its agent runs, is connected to this broker and has the "
+        "default topics. "
     )
+    return AgentError("CORE_SILENT", f"No core named {core!r} answers on this broker.", (remedy + more).strip())
+
+
+def _slow(core: str) -> AgentError:
+    text = f"The core {core!r} said nothing more in time; the deployment goes on."
+    return AgentError("NO_ANSWER", text, "Look at `marram status`, or raise --timeout.")

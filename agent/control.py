@@ -22,6 +22,7 @@ from agent.errors import AgentError, ConfigError, RejectedError
 log = logging.getLogger(__name__)
 
 SOCKET = "agent.sock"
+LOST_REMEDY = "Its log says why it ended; ask again when it runs."
 MAX_LINE_BYTES = 32 * 1024 * 1024
 
 Command = Callable[[Mapping[str, Any]], AsyncIterator[dict[str, Any]]]
@@ -107,7 +108,8 @@ def ask(state: Path, request: Mapping[str, Any], *, timeout_s: float | None = 60
             with sock.makefile("rb") as lines:
                 yield from _replies(lines)
         except TimeoutError as error:
-            raise AgentError("CONTROL_TIMEOUT", f"The agent did not answer within {timeout_s:g} s.") from error
+            text = f"The agent did not answer within {timeout_s:g} s; what was asked for goes on."
+            raise AgentError("CONTROL_TIMEOUT", text, "Look at `marram status`, or raise --timeout.") from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise ConfigError(
                 "AGENT_NOT_RUNNING",
@@ -115,9 +117,10 @@ def ask(state: Path, request: Mapping[str, Any], *, timeout_s: float | None = 60
                 "Start one with `marram run`, or name its broker with --broker and --core.",
             ) from error
         except PermissionError as error:
-            raise ConfigError("AGENT_NOT_YOURS", f"The agent on {state} runs as another user.", "Use sudo.") from error
+            text = f"The state directory {state} is another user's, and so is its agent."
+            raise ConfigError("AGENT_NOT_YOURS", text, "Use the command as that user (sudo -u).") from error
         except OSError as error:
-            raise AgentError("CONTROL_LOST", f"The agent went away: {error}.") from error
+            raise AgentError("CONTROL_LOST", f"The agent went away: {error}.", LOST_REMEDY) from error
 
 
 def _replies(lines: Any) -> Iterator[dict[str, Any]]:
@@ -128,7 +131,7 @@ def _replies(lines: Any) -> Iterator[dict[str, Any]]:
         yield reply
         if reply.get("last"):
             return
-    raise AgentError("CONTROL_LOST", "The agent ended before it had answered.")
+    raise AgentError("CONTROL_LOST", "The agent ended before it had answered.", LOST_REMEDY)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,135 @@
+"""Who imports whom: pure modules no shell, functions no agent, each library one owner, the agent's process little."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.source_kit import ROOT, imported, sources
+
+# Modules that decide: values in, values out. Time, randomness and everything outside come as arguments.
+PURE = (
+    "agent.errors",
+    "agent.messages",
+    "agent.routing",
+    "agent.inference.dispatch",
+    "agent.inference.capture",
+    "agent.deployment.definition",
+    "agent.deployment.document",
+    "agent.deployment.fields",
+    "agent.deployment.functions",
+    "agent.deployment.machine",
+    "agent.deployment.resources",
+    "agent.deployment.subscriptions",
+    "agent.deployment.troubles",
+    "agent.mqtt.codec",
+    "agent.mqtt.filters",
+    "agent.mqtt.in_flight",
+    "agent.mqtt.reasons",
+    "agent.cloud.reports",
+)
+SHELLS = {
+    "asyncio", "selectors", "select", "socket", "ssl", "subprocess", "multiprocessing", "threading", "queue",
+    "concurrent", "signal", "os", "io", "pathlib", "shutil", "tempfile", "fcntl", "ctypes", "sqlite3", "time", "random",
+    "secrets", "paho", "amqtt", "boto3", "botocore", "tenacity", "yaml",
+}  # fmt: skip
+# The settings' frozen values are for everybody; `load`, which reads the file, imports what it needs when it is called.
+VALUES = ("agent", "agent.settings")
+DEMO = "agent.demo"
+OWNERS = {
+    "paho": ("agent.mqtt.control", DEMO),
+    "amqtt": ("agent.mqtt.broker",),
+    "boto3": ("agent.deployment.sources", DEMO),
+    "botocore": ("agent.deployment.sources", DEMO),
+    "urllib3": ("agent.deployment.sources",),
+    "sqlite3": ("agent.cloud.spool_file", "agent.cloud.spool_thread"),
+    "tenacity": ("agent.mqtt", "agent.deployment.download"),
+    "yaml": ("agent.settings_file", "agent.commands", DEMO),
+    "dlr": ("functions.runtimes.dlr", "functions.runtimes.calling_home"),
+    "onnxruntime": ("functions.runtimes.onnx",),
+    "onnx": (DEMO,),
+    "rich": (DEMO,),
+    "moto": (DEMO,),
+    "numpy": ("functions", DEMO),
+}
+# What the agent's process must not hold: the memory of an idle device. The first are some 100 MB together.
+TOO_HEAVY = ("boto3", "botocore", "numpy", "onnxruntime", "dlr", "amqtt", "moto", "rich", "yaml", "urllib3", "requests",
+             "multiprocessing", "unittest", "agent.demo", "agent.deployment.sources.s3",
+             "functions.runtimes", "functions.worker")  # fmt: skip
+
+
+def within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == each or module.startswith(f"{each}.") for each in packages)
+
+
+def test_functions_never_import_the_agent() -> None:
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for module in sources()
+        if within(module, ("functions",))
+        for name, line, _ in imported(module)
+        if within(name, ("agent",))
+    ]
+    assert not wrong, wrong
+
+
+def reached(module: str) -> set[str]:
+    """A module and all of ours that it imports, and those import, and so on."""
+    found, waiting = {module}, [module]
+    while waiting:
+        for name, _, _ in imported(waiting.pop()):
+            if name in sources() and name not in found and name not in VALUES:
+                found.add(name)
+                waiting.append(name)
+    return found
+
+
+@pytest.mark.parametrize("module", [module for module in sources() if within(module, PURE)])
+def test_a_pure_module_imports_no_shell(module: str) -> None:
+    for each in reached(module):
+        for name, line, _ in imported(each):
+            assert name.partition(".")[0] not in SHELLS, f"{module} by way of {each}:{line}: {name}"
+
+
+def test_every_pure_module_is_there() -> None:
+    assert [each for each in PURE if each not in sources()] == []
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_library_has_one_owner(library: str) -> None:
+    found = {m for m in sources() for name, _, _ in imported(m) if within(name, (library,))}
+    assert found, "nobody uses it: take it off the list"
+    assert {m for m in found if not within(m, OWNERS[library])} == set()
+
+
+def test_only_the_demonstration_is_built_on_the_demonstration() -> None:
+    users = {m for m in sources() for name, _, _ in imported(m) if within(name, (DEMO,)) and not within(m, (DEMO,))}
+    assert users == {"agent.cli"}
+
+
+def _loaded(code: str) -> set[str]:
+    """The modules of a fresh interpreter after `code`."""
+    program = f"import json, sys\n{code}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def test_the_agents_process_holds_nothing_heavy() -> None:
+    """Reading topics.yaml loads PyYAML (2 MB), once; everything else of the agent does without."""
+    loaded = _loaded("import agent.app")
+    assert [each for each in TOO_HEAVY if each in loaded] == []
+    settings = _loaded("import agent.app, agent.settings, pathlib; agent.settings.load(pathlib.Path('topics.yaml'))")
+    assert [each for each in TOO_HEAVY if each in settings] == ["yaml"]
+
+
+def test_a_worker_that_has_no_model_loads_no_numpy() -> None:
+    loaded = _loaded("import functions.worker, functions.startup, functions.sdk")
+    assert [each for each in ("numpy", "asyncio", "logging", "dlr", "onnxruntime", "agent") if each in loaded] == []
+
+
+def test_the_command_starts_without_the_agent() -> None:
+    loaded = _loaded("import agent.cli")
+    assert [each for each in ("asyncio", "paho", "agent.app", *TOO_HEAVY) if each in loaded] == []
