@@ -1,4 +1,4 @@
-"""The commands around signed documents: `marram keys new`, `marram keys show`, `marram sign`, `marram deploy --sign`."""
+"""The commands around signed documents: `marram keys new` and `show`, `marram sign`, `marram deploy --sign`."""
 
 from __future__ import annotations
 

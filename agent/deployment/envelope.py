@@ -1,7 +1,7 @@
 """Signed documents: DSSE envelopes, opened and sealed. Pure; whether a signature is right is `proof`'s matter.
 
-An envelope is ``{"payload": base64, "payloadType", "signatures": [{"keyid", "sig": base64}]}`` in JSON or msgpack, where
-bytes may stand as they are. What is signed is `Envelope.signed_bytes`; the payload's exact bytes are the document.
+An envelope is ``{"payload": base64, "payloadType", "signatures": [{"keyid", "sig": base64}]}`` in JSON, or in msgpack,
+where bytes may stand as they are. `Envelope.signed_bytes` is signed; the payload's exact bytes are the document.
 
 Source: DSSE v1.0, https://github.com/secure-systems-lab/dsse (protocol.md, envelope.md): a key id is a hint that
 nothing is decided by, fields that are not known are ignored, base64 is the standard or the URL-safe one.

@@ -11,7 +11,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,18 +26,43 @@ BOOT: Final = f"import sys; sys.path.insert(0, {ROOT!r}); from agent.deployment.
 DEADLINE_S: Final = 30.0
 
 
-def signer_of(envelope: Envelope, keys: Iterable[bytes]) -> str:
+def ask_child(request: bytes) -> object:
+    """The verdict of a new child on a request: a key's id, or None.
+
+    Raises:
+        TransientError: VERIFIER_LOST.
+    """
+    command = [sys.executable, "-I", "-c", BOOT]
+    try:
+        child = subprocess.run(command, input=request, capture_output=True, timeout=DEADLINE_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise _lost(f"gave no verdict within {DEADLINE_S:g} s") from None
+    except OSError as error:
+        raise _lost(f"cannot be started: {error.strerror}") from error
+    try:
+        if child.returncode == 0:
+            verdict: dict[str, Any] = json.loads(child.stdout)
+            return verdict["signer"]
+    except (ValueError, LookupError, TypeError):
+        pass  # no verdict, as below
+    said = child.stderr.decode(errors="replace").strip().splitlines()
+    logger.error("the verifier said before it ended: %s", said[-1] if said else "nothing")
+    raise _lost(f"ended with code {child.returncode} and no verdict")
+
+
+def signer_of(envelope: Envelope, keys: Iterable[bytes], ask: Callable[[bytes], object] = ask_child) -> str:
     """The id of the trusted key that signed an envelope. Blocks for a child's life, `DEADLINE_S` at most.
 
     Args:
         keys: the trusted public keys, 32 bytes each.
+        ask: see `ask_child`.
 
     Raises:
         UnprovenError: SIGNATURE_INVALID, none did: it was altered on its way, or signed by somebody else.
         TransientError: VERIFIER_LOST, the child gave no verdict.
     """
     trusted = list(keys)
-    found = _ask(_request(envelope, trusted))
+    found = ask(_request(envelope, trusted))
     if found in {key_id(raw) for raw in trusted}:
         return str(found)
     named = ", ".join(repr(each.key_id) for each in envelope.signatures)[:200]
@@ -60,26 +85,6 @@ def _request(envelope: Envelope, keys: list[bytes]) -> bytes:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _ask(request: bytes) -> object:
-    """The child's verdict: a key's id, or None."""
-    command = [sys.executable, "-I", "-c", BOOT]
-    try:
-        child = subprocess.run(command, input=request, capture_output=True, timeout=DEADLINE_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise _lost(f"gave no verdict within {DEADLINE_S:g} s") from None
-    except OSError as error:
-        raise _lost(f"cannot be started: {error.strerror}") from error
-    try:
-        if child.returncode == 0:
-            verdict: dict[str, Any] = json.loads(child.stdout)
-            return verdict["signer"]
-    except (ValueError, LookupError, TypeError):
-        pass  # no verdict, as below
-    said = child.stderr.decode(errors="replace").strip().splitlines()
-    logger.error("the verifier said before it ended: %s", said[-1] if said else "nothing")
-    raise _lost(f"ended with code {child.returncode} and no verdict")
 
 
 def _lost(how: str) -> TransientError:

@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import sys
-from typing import Final
+from typing import Any, Final
 
 from agent.keys import signer
 
@@ -29,11 +29,15 @@ def main() -> int:
     request = json.loads(sys.stdin.buffer.read())
     if os.getppid() != request["parent"]:
         return 1
+    print(json.dumps({"signer": verdict(request)}), flush=True)
+    return 0
+
+
+def verdict(request: dict[str, Any]) -> str | None:
+    """The id of the key that signed; None: none of them did. Pure."""
     signatures = [(id, base64.b64decode(value)) for id, value in request["signatures"]]
     keys = [base64.b64decode(key) for key in request["keys"]]
-    found = signer(base64.b64decode(request["message"]), signatures, keys)
-    print(json.dumps({"signer": found}), flush=True)
-    return 0
+    return signer(base64.b64decode(request["message"]), signatures, keys)
 
 
 if __name__ == "__main__":
