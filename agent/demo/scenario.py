@@ -146,7 +146,8 @@ class Scenario(Stage):
         missing = answered - self.heard(0)
         self.check("every result reached the cloud", not missing, f"{len(answered)} answered, {len(missing)} missing")
         rate = counts.sent / self.fleet.running_s
-        self.check("load", rate >= LEAST_RATE, f"{rate:.0f} windows a second, {counts.sent} in all")
+        slow = "" if rate >= LEAST_RATE else f"; {LEAST_RATE:g} were promised: this machine has too much else to do"
+        self.check("load", not slow, f"{rate:.0f} windows a second, {counts.sent} in all{slow}")
         exact = counts.answered == counts.sent and not counts.doubled
         again = f", {counts.again} asked again" if counts.again else ""
         self.check(

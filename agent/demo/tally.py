@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from functions.activity import ACTIVITIES
 
-AGAIN_S = 3.0
-LOST_S = 30.0
+AGAIN_S = 5.0
+LOST_S = 60.0
 TOLERANCE = 2e-4  # float32 sums in another order, and scores rounded to six digits
 LATENCIES = 2000
 
@@ -98,6 +98,11 @@ class Tally:
         """From now on answers of `version` (``sha256:..``) are held against `scores`."""
         with self._lock:
             return self._versions.setdefault(version, Version(name, scores))
+
+    @property
+    def waiting(self) -> int:
+        """Requests without an answer that are not given up."""
+        return len(self._open)
 
     @property
     def versions(self) -> Mapping[str, Version]:

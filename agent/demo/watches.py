@@ -21,6 +21,7 @@ from agent.demo.tally import Tally
 from agent.errors import TransientError
 
 CONNECT_S = 15.0
+MAX_WAITING = 240  # requests of all watches together: a second's load
 
 
 class Watch:
@@ -67,7 +68,10 @@ def _without_delay(client: mqtt.Client, userdata: object, sock: Any) -> None:
 
 
 class Fleet:
-    """Watches that together send `rate` windows a second, evenly spaced, from `start` to `stop`.
+    """Watches that together send `rate` windows a second, evenly spaced, from `start` to `finish`.
+
+    They hold back while `MAX_WAITING` requests are without an answer, so that a machine with too much else to do gets
+    slow instead of drowning in what is asked again.
 
     Args:
         windows: float64[windows, samples, channels]; each watch replays all of them, over and over.
@@ -114,6 +118,10 @@ class Fleet:
         while not self._stop.wait(max(0.0, start + number / self._rate - time.monotonic())):
             if self._quiet:
                 self._stop.wait(0.1)
+            elif self._tally.waiting >= MAX_WAITING:
+                began = time.monotonic()
+                self._stop.wait(0.01)
+                start += time.monotonic() - began  # no burst afterwards
             else:
                 self._ask(number)
                 number += 1
