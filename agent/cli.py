@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
-        logging.getLogger("agent").error("a programming error", exc_info=logging.getLogger().handlers != [])
+        if logging.getLogger().handlers:  # there is a log to say all of it to
+            logging.getLogger("agent").exception("a programming error")
         print(f"marram: {_internal(error)}", file=sys.stderr)
         return 1
 
