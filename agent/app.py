@@ -25,11 +25,12 @@ from typing import Any
 from agent import instance
 from agent.activation import Activation
 from agent.cloud import reports
+from agent.cloud.job_channel import JobChannel
 from agent.cloud.outbox import Outbox
 from agent.cloud.spool import Spool
 from agent.control import ControlServer
 from agent.deployment.deployer import Deployer
-from agent.deployment.document import Deployment
+from agent.deployment.document import UNREADABLE, Deployment, deployment_id_of
 from agent.deployment.store import Group, Store
 from agent.errors import AgentError, RejectedError
 from agent.inference.dispatch import Dispatcher, Request
@@ -87,9 +88,15 @@ class Agent:
             settings, self.dispatcher, loop=self._loop, routed=self._route, changed=self._state_changed
         )
         self.deployer = Deployer(self.store, settings, self.activation, self._report, admit=self.admit)
+        self.jobs = self._build_jobs()
         self.control = ControlServer(
             settings.state, {"status": self._do_status, "deploy": self._do_deploy, "infer": self._do_infer}
         )
+
+    def _build_jobs(self) -> JobChannel | None:
+        if self.settings.jobs is None:
+            return None
+        return JobChannel(self.settings.jobs, self.links[self.control_link], self.deployer, _id_of)
 
     def _build_brokers(self) -> list[EmbeddedBroker]:
         listens = {each.listen for each in (self.settings.local, self.settings.cloud) if each and each.url == EMBEDDED}
@@ -154,6 +161,8 @@ class Agent:
         """Drains the functions, hands over what can be, says offline and ends."""
         log.info("stopping")
         self._closing = True
+        if self.jobs:
+            self.jobs.close()
         with contextlib.suppress(Exception):
             await self.deployer.close()
         await self.activation.stop(DRAIN_S)
@@ -174,7 +183,10 @@ class Agent:
         if self._closing:
             return  # not acknowledged: the broker sends it again to the next run
         if message.topic != self._topics.deployments:
-            self.exchange.receive(message)
+            if self.jobs and message.link == self.control_link and self.jobs.hears(message.topic):
+                self.jobs.receive(message)
+            else:
+                self.exchange.receive(message)
         elif message.link == self.control_link:
             link, ticket = self.links[message.link], message.ticket
             self.deployer.receive(message.payload, retained=message.retain, accepted=lambda: link.ack(ticket))
@@ -189,11 +201,15 @@ class Agent:
         self._set_routes(self.activation.group)
         self.outbox.link_up(name)
         self._spawn(self._say_online())
+        if self.jobs and name == self.control_link:
+            self._spawn(self.jobs.link_up())
 
     def _on_down(self, name: str) -> None:
         log.warning("link %s is down: %s", name, self.links[name].last_error or "closed")
         self.deliveries.link_down(name)
         self.outbox.link_down(name)
+        if self.jobs and name == self.control_link:
+            self.jobs.link_down()
 
     async def _say_online(self) -> None:
         await asyncio.gather(*(link.settled() for link in self.links.values()))
@@ -221,7 +237,7 @@ class Agent:
         for name, link in self.links.items():
             wanted = set(self.exchange.subscriptions.subjects(name))
             if name == self.control_link:
-                wanted.add(self._topics.deployments)
+                wanted.update((self._topics.deployments, *(self.jobs.filters if self.jobs else ())))
             link.set_filters(disjoint_cover(wanted))
 
     def _merged(self, subscription: Subscription) -> Subscription:
@@ -283,6 +299,8 @@ class Agent:
         final = status["status"] != "IN_PROGRESS"
         out = reports.report(self._topics.deployment_status.replace("{deployment}", id), status)
         self.outbox.send(self.control_link, "report", out, lambda: self.deployer.reported(id) if final else None)
+        if self.jobs:
+            self.jobs.told(status)
         self._state_changed()
 
     def _state(self, *, online: bool = True) -> dict[str, Any]:
@@ -396,6 +414,11 @@ class _ExchangePorts:
 
 def _told(subscription: Subscription) -> str:
     return f"{subscription.source} {subscription.subject} -> {subscription.target}"
+
+
+def _id_of(body: bytes) -> str | None:
+    id = deployment_id_of(body)
+    return None if id == UNREADABLE else id
 
 
 def _read_filters(state: Path) -> dict[str, list[str]]:

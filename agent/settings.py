@@ -108,6 +108,7 @@ class Settings:
         state: the state directory, absolute.
         functions: folders in which a function's folder is looked for, absolute.
         local, cloud: the links; `cloud` is None where the file says ``cloud: local`` (one connection for both).
+        jobs: the thing's name whose AWS IoT Jobs are a channel of deployments on the cloud link; None: they are not.
         warnings: what is doubtful in the file and stops nothing, each with its line; for the log and `marram check`.
     """
 
@@ -121,6 +122,7 @@ class Settings:
     subscriptions: tuple[Subscription, ...]
     policy: Policy
     warnings: tuple[str, ...] = ()
+    jobs: str | None = None
 
 
 def load(file: Path) -> Settings:

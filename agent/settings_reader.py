@@ -19,7 +19,8 @@ from agent.settings_file import Problems, Value, read
 from agent.settings_links import read_links
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
-KEYS = ("core", "state", "functions", "links", "topics", "subscriptions", "policy")
+KEYS = ("core", "state", "functions", "links", "topics", "subscriptions", "policy", "jobs")
+JOBS_KEYS = ("thing",)
 POLICY_KEYS = ("sources", "destinations", "interpreters", "trusted_keys", "allow_unsigned_code", "allow_root")
 SOURCE_KINDS = ("s3://", "https://", "http://", "file:///", "arn:", "*")
 TEMPLATES = {
@@ -52,8 +53,11 @@ def _settings(root: Value, file: Path, problems: Problems) -> Settings:
     policy = _policy(keys.get("policy"), file.parent)
     rules.check_subscriptions(found, local, cloud, problems)
     rules.check_own_topics(topics, keys.get("topics", root).line, problems)
+    jobs = _jobs(keys.get("jobs"), core)
+    if jobs is not None and (cloud or local).embedded:
+        keys["jobs"].problem("the embedded broker carries no AWS IoT Jobs; name a cloud broker in `links.cloud`")
     links_line = keys.get("links", root).line
-    rules.check_aws_limits(found, topics, local, cloud, links_line, problems)
+    rules.check_aws_limits(found, topics, local, cloud, jobs, links_line, problems)
     return Settings(
         file=file,
         core=core,
@@ -65,7 +69,22 @@ def _settings(root: Value, file: Path, problems: Problems) -> Settings:
         subscriptions=tuple(subscription for _, subscription in found),
         policy=policy,
         warnings=problems.warnings,
+        jobs=jobs,
     )
+
+
+def _jobs(value: Value | None, core: str) -> str | None:
+    """The thing's name, or None where Jobs are not listened to."""
+    if value is None:
+        return None
+    if not value.is_mapping:
+        return core if value.flag() else None
+    keys = value.mapping(JOBS_KEYS)
+    thing = keys["thing"].text() if "thing" in keys else core
+    if thing is not None and not ID.fullmatch(thing):
+        keys["thing"].problem(f"`jobs.thing` is {thing!r}; it must be 1 to 128 of the characters A-Z a-z 0-9 : _ -")
+        return None
+    return thing
 
 
 def _core(root: Value, value: Value | None) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
+from agent.cloud import job_messages
 from agent.routing.subscriptions import find_cycle
 from agent.routing.topics import disjoint_cover, overlaps
 from agent.settings import Link, Subscription, Topics
@@ -96,9 +97,16 @@ def is_aws(link: Link) -> bool:
 
 
 def check_aws_limits(
-    found: Sequence[Lined], topics: Topics, local: Link, cloud: Link | None, links_line: int, problems: Problems
+    found: Sequence[Lined],
+    topics: Topics,
+    local: Link,
+    cloud: Link | None,
+    jobs: str | None,
+    links_line: int,
+    problems: Problems,
 ) -> None:
     """Notes what AWS IoT Core would refuse, where a link leads there."""
+    own = {topics.deployments, *(job_messages.filters(jobs) if jobs else ())}
     for link in (local, cloud):
         if link is None or not is_aws(link):
             continue
@@ -111,7 +119,7 @@ def check_aws_limits(
         if "cloud" in names:
             _check_own(topics, links_line, problems)
         wanted = {each.subject for _, each in found if each.source in names}
-        _check_count(wanted | ({topics.deployments} if "cloud" in names else set()), links_line, problems)
+        _check_count(wanted | (own if "cloud" in names else set()), links_line, problems)
 
 
 def _check_own(topics: Topics, line: int, problems: Problems) -> None:

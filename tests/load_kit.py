@@ -46,8 +46,13 @@ class Load:
         self._changed = threading.Condition()
         self._open: dict[str, tuple[int, float]] = {}
         self._first: dict[str, float] = {}
-        self.device.client.on_message = self._on_message
+        self.listen()
         self.device.subscribe(self._reply_to)
+
+    def listen(self) -> Load:
+        """Takes the device's messages: one load at a time does."""
+        self.device.client.on_message = self._on_message
+        return self
 
     def run(self, count: int, *, deadline_s: float = 300.0) -> None:
         """Sends `count` more requests and returns when all are answered; fails at the deadline."""

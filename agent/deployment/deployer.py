@@ -74,15 +74,19 @@ class Deployer:
         """The latest status of the latest deployment; None before the first."""
         return self._ledger.latest
 
-    def receive(self, body: bytes, *, retained: bool, accepted: Callable[[], None]) -> None:
+    def receive(
+        self, body: bytes, *, retained: bool, accepted: Callable[[], None], identity: bytes | None = None
+    ) -> None:
         """Takes a document; returns at once.
 
         Args:
             retained: whether the broker had kept the message.
             accepted: called once the document is journalled, or refused and that reported: the message may be
                 acknowledged then.
+            identity: what tells the document from others with its id, where that is not its bytes: a channel may give
+                the same one out with other signatures in its URLs.
         """
-        self._intake.take(body, retained=retained, accepted=accepted)
+        self._intake.take(body, retained=retained, accepted=accepted, identity=identity)
 
     def followed(self, listener: Report) -> contextlib.AbstractContextManager[None]:
         """While it is open, `listener` gets each status too."""
@@ -92,9 +96,15 @@ class Deployer:
         """The final status of a deployment is safe elsewhere: it is not said again at the next start."""
         self._ledger.heard(id)
 
-    def cancel(self, why: AgentError) -> bool:
-        """Fails the deployment under way with `why`, if it is not swapping already; returns whether it does."""
+    def cancel(self, why: AgentError, id: str | None = None) -> bool:
+        """Fails the deployment under way with `why`, if it is not swapping already; returns whether it does.
+
+        Args:
+            id: only this deployment; if it still waits its turn, it is refused with `why`.
+        """
         active = self._ledger.journal.active
+        if id is not None and (active is None or active.id != id):
+            return self._intake.withdraw(id, why)
         if active is None or active.state not in machine.CANCELLABLE or self._action is None:
             return False
         self._cancelled = why

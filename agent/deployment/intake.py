@@ -9,7 +9,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from agent.deployment.admission import Admission
 from agent.deployment.definition import FORCE_RESET, Deployment
@@ -54,19 +55,43 @@ class Intake:
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def take(self, body: bytes, *, retained: bool, accepted: Accepted) -> None:
+    def take(self, body: bytes, *, retained: bool, accepted: Accepted, identity: bytes | None = None) -> None:
         """Takes a document in its turn; `accepted` is called when it is journalled, or refused and that reported."""
-        task = asyncio.get_running_loop().create_task(self._take(body, retained, accepted))
+        self._spawn(self._take(body, retained, accepted, identity))
+
+    def withdraw(self, id: str, why: AgentError) -> bool:
+        """Refuses the deployment that waits its turn, if it is that one; returns whether it is."""
+        waiting = self._ledger.journal.waiting
+        if waiting is None or waiting.id != id:
+            return False
+        self._spawn(self._withdraw(waiting, why))
+        return True
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _withdraw(self, record: Record, why: AgentError) -> None:
+        async with self._turn:
+            active = self._ledger.journal.active
+            if self._ledger.journal.waiting is not record:  # its turn has come, or another took its place
+                if active is not None and active.id == record.id:
+                    self._cancel(why)
+                return
+            self._ledger.journal.waiting = None
+            status = self._refusal(record.id, why)
+            self._ledger.keep(record.body_digest, status)
+            await self._ledger.try_save()
+            self._ledger.tell(status)
 
     async def close(self) -> None:
         """Waits for what has come; nothing may come any more."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _take(self, body: bytes, retained: bool, accepted: Accepted) -> None:
-        digest, id = await in_thread(_identity, body)
+    async def _take(self, body: bytes, retained: bool, accepted: Accepted, identity: bytes | None) -> None:
+        digest, id = await in_thread(_identity, body, identity)
         async with self._turn:
             try:
                 if not self._answer_again(id, digest):
@@ -137,6 +162,7 @@ class Intake:
         return status_of(id, self._core, "REJECTED", "received", time.time(), reason=reason_of(error))
 
 
-def _identity(body: bytes) -> tuple[str, str]:
+def _identity(body: bytes, identity: bytes | None) -> tuple[str, str]:
     """What tells one document from another: its own digest, whoever signed it and however often; and its id."""
-    return hashlib.sha256(payload_of(body)).hexdigest(), deployment_id_of(body)
+    own = payload_of(body) if identity is None else identity
+    return hashlib.sha256(own).hexdigest(), deployment_id_of(body)
