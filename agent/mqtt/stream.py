@@ -50,6 +50,7 @@ class PacketStream(asyncio.BufferedProtocol):
         self._wanted = 2
         self._out: list[bytes] = []
         self._flushing = False
+        self._ended = False
         self._writable = asyncio.Event()
         self._writable.set()
         self._error: Exception | None = None
@@ -69,7 +70,9 @@ class PacketStream(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Writes what is queued, in one write."""
         self._flushing = False
-        if self._out and self._transport is not None:
+        if self._ended:
+            self._out.clear()  # an acknowledgement after our DISCONNECT: the broker sends that message again
+        elif self._out and self._transport is not None:
             out, self._out = self._out, []
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
@@ -81,6 +84,7 @@ class PacketStream(asyncio.BufferedProtocol):
     def end_writing(self) -> None:
         """Writes all that is queued and closes once it has left; TLS says its good-bye."""
         self.flush()
+        self._ended = True
         if self._transport is not None:
             if self._transport.can_write_eof():
                 self._transport.write_eof()  # the peer closes: closing first, with bytes unread, would be a reset
