@@ -186,7 +186,9 @@ def test_an_altered_envelope_is_refused_or_says_the_same(gate: Gate, data: st.Da
     assert found == gate.take(gate.cloud.sign(DOCUMENT))
 
 
-TEXTS = st.one_of(st.text(max_size=20), st.binary(max_size=20), st.just(PAYLOAD_TYPE), st.none(), st.integers())
+TEXTS = st.one_of(
+    st.text(max_size=20), st.binary(max_size=20), st.just(PAYLOAD_TYPE), st.none(), st.integers(-(2**63), 2**64 - 1)
+)
 ENVELOPES = st.fixed_dictionaries(
     {},
     optional={
