@@ -1,8 +1,9 @@
 """A deployed group as running workers: what they are started with, and the turn from one group to the next.
 
 Runs on the event loop's thread. Each generation of workers gets a directory of its own,
-state/run/<function>/<group>/, in which its models' DestinationPaths lead to concrete trees: it never resolves
-`current`, so a worker on trial cannot read the old model, nor a draining one the new.
+state/run/<function>/<group>-<n>/, in which its models' DestinationPaths lead to concrete trees: it never resolves
+`current`, so a worker on trial cannot read the old model, nor a draining one the new. A group that is started again
+while workers of its first time still drain is another generation, and has other directories.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,15 @@ class LoopClock:
         self.later: Callable[[float, Callable[[], None]], Any] = loop.call_later
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Generation:
+    """The workers of one start of a group; `number` tells it from the group's other starts."""
+
+    group: Group
+    number: int
+    pools: list[Pool] = field(default_factory=list)
+
+
 class Activation:
     """Starts, promotes and ends the workers of groups.
 
@@ -67,7 +78,9 @@ class Activation:
         self._clock = LoopClock(loop)
         self._routed = routed
         self._changed = changed
-        self._warm: dict[int, list[Pool]] = {}
+        self._generations = 0
+        self._warm: dict[int, _Generation] = {}
+        self._routed_to: _Generation | None = None
         self._draining: dict[Pool, Path] = {}
         self._news = asyncio.Event()
         self._path = workers.make_path(settings.state / "run" / ".path")
@@ -80,7 +93,7 @@ class Activation:
         Raises:
             AgentError: why the first of them that failed did.
         """
-        pools = self._open(group)
+        pools = self._open(group).pools
         while True:
             self._news.clear()
             for pool in pools:
@@ -92,40 +105,42 @@ class Activation:
 
     async def promote(self, group: Group) -> None:
         """Routes to the group's workers, warm or not yet; those of before drain. Returns when the brokers know."""
-        pools = self._warm.pop(group.number, None)
-        if pools is None:
-            pools = self._open(group)
+        fresh = self._warm.pop(group.number, None)
+        if fresh is None:
+            fresh = self._open(group)
             del self._warm[group.number]
-        for pool in self._dispatcher.pools.values():
-            self._draining[pool] = self._view(pool.origin.function, self.group)
-        self._dispatcher.promote(pools, self._drained)
-        self.group = group
+        self._let_drain(self._routed_to)
+        self._dispatcher.promote(fresh.pools, self._drained)
+        self.group, self._routed_to = group, fresh
         await self._routed(group)
         self._changed()
 
     async def discard(self, group: Group) -> None:
         """Ends the group's warm workers."""
-        pools = self._warm.pop(group.number, [])
-        for pool in pools:
-            self._draining[pool] = self._view(pool.origin.function, group)
+        unwanted = self._warm.pop(group.number, None)
+        for pool in self._let_drain(unwanted):
             pool.drain(lambda request: None, lambda pool=pool: self._drained(pool))  # type: ignore[misc]
             pool.kill(FunctionError("DISCARDED", "The deployment of this worker failed."))
 
     async def stop(self, grace_s: float) -> None:
-        """Drains all workers; ends what is left after `grace_s`. What was not run stays with the broker or the inbox."""
-        for number in list(self._warm):
-            self._draining.update({pool: Path() for pool in self._warm[number]})
-            for pool in self._warm.pop(number):
+        """Drains all workers; ends what is left after `grace_s`. What was not run stays with broker or inbox."""
+        warm = [self._warm.pop(number) for number in list(self._warm)]
+        for generation in (*warm, self._routed_to):
+            for pool in self._let_drain(generation):
                 pool.drain(lambda request: None, lambda pool=pool: self._drained(pool))  # type: ignore[misc]
-        for pool in self._dispatcher.pools.values():
-            self._draining[pool] = self._view(pool.origin.function, self.group)
-            pool.drain(lambda request: None, lambda pool=pool: self._drained(pool))  # type: ignore[misc]
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._all_drained(), grace_s)
         for pool in list(self._draining):
             pool.kill(FunctionError("STOPPED", "The agent is stopping."))
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._all_drained(), 1.0)
+
+    def _let_drain(self, generation: _Generation | None) -> list[Pool]:
+        """Its pools, each noted as one that ends, with the view that goes with it."""
+        if generation is None:
+            return []
+        self._draining.update({pool: self._view(pool.origin.function, generation) for pool in generation.pools})
+        return generation.pools
 
     async def _all_drained(self) -> None:
         while self._draining:
@@ -134,7 +149,7 @@ class Activation:
 
     def _drained(self, pool: Pool) -> None:
         view = self._draining.pop(pool, None)
-        if view is not None and view != Path():
+        if view is not None:
             shutil.rmtree(view, ignore_errors=True)
         self._tell()
 
@@ -148,14 +163,17 @@ class Activation:
         """What the exchange needs to know of the group's functions."""
         return {function.id: _traits(function) for function in group.deployment.functions}
 
-    def _open(self, group: Group) -> list[Pool]:
-        pools = [self._pool(function, group) for function in group.deployment.functions]
-        self._warm[group.number] = pools
-        for pool in pools:
+    def _open(self, group: Group) -> _Generation:
+        self._generations += 1
+        opened = _Generation(group, self._generations)
+        opened.pools.extend(self._pool(function, opened) for function in group.deployment.functions)
+        self._warm[group.number] = opened
+        for pool in opened.pools:
             pool.open()
-        return pools
+        return opened
 
-    def _pool(self, function: Function, group: Group) -> Pool:
+    def _pool(self, function: Function, generation: _Generation) -> Pool:
+        group = generation.group
         model = function.policies[0].resource if function.policies else None
         version = f"sha256:{group.objects[model].hex}" if model else None
         origin = Origin(function.id, model, version, group.deployment.id)
@@ -169,18 +187,18 @@ class Activation:
 
         @functools.cache
         def spec() -> workers.Spec:
-            return self._spec(function, group, origin)
+            return self._spec(function, generation, origin)
 
         return Pool(origin, limits, start, self._clock, random.random, self._tell)
 
-    def _spec(self, function: Function, group: Group, origin: Origin) -> workers.Spec:
-        view = self._make_view(function, group)
+    def _spec(self, function: Function, generation: _Generation, origin: Origin) -> workers.Spec:
+        view = self._make_view(function, generation)
         home = self._settings.state / "data" / function.id
         home.mkdir(parents=True, exist_ok=True)
         return workers.Spec(
             origin=origin,
             interpreter=self._interpreter(function),
-            config=self._config(function, group, origin),
+            config=self._config(function, generation.group, origin),
             path=self._path,
             directory=home,
             environment={
@@ -231,12 +249,11 @@ class Activation:
             )
         return str(self._settings.file.parent / path)
 
-    def _view(self, function: str, group: Group | None) -> Path:
-        return self._settings.state / "run" / function / str(group.number if group else 0)
+    def _view(self, function: str, generation: _Generation) -> Path:
+        return self._settings.state / "run" / function / f"{generation.group.number}-{generation.number}"
 
-    def _make_view(self, function: Function, group: Group) -> Path:
-        view = self._view(function.id, group)
-        shutil.rmtree(view, ignore_errors=True)
+    def _make_view(self, function: Function, generation: _Generation) -> Path:
+        group, view = generation.group, self._view(function.id, generation)
         view.mkdir(parents=True)
         for policy in function.policies:
             destination = group.deployment.resource(policy.resource).destination

@@ -1,0 +1,89 @@
+"""The turn from one group's workers to the next, with real worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from agent.activation import Activation
+from agent.deployment.definition import Deployment, FileSource, Function, Resource
+from agent.deployment.objects import ObjectRef
+from agent.deployment.store import Group
+from agent.inference.dispatch import Answer, Dispatcher, Failure, Request
+from agent.settings import Link, Policy, Settings, Topics
+from tests.agent_kit import FUNCTIONS
+
+DEADLINE_S = 30.0
+
+
+class Bench:
+    """An activation on this loop, without links and without a deployer."""
+
+    def __init__(self, directory: Path) -> None:
+        loop = asyncio.get_running_loop()
+        settings = Settings(
+            file=directory / "topics.yaml", core="press-7", state=directory / "state", functions=(FUNCTIONS,),
+            local=Link("local", "mqtt://127.0.0.1:1"), cloud=None, topics=Topics("d", "s", "t", "c", "e"),
+            subscriptions=(), policy=Policy(),
+        )  # fmt: skip
+        self.run = settings.state / "run"
+        self.dispatcher = Dispatcher()
+        self.news = asyncio.Event()
+        self.activation = Activation(
+            settings, self.dispatcher, loop=loop, routed=self._routed, changed=self.news.set
+        )  # fmt: skip
+
+    async def _routed(self, group: Group) -> None:
+        pass
+
+    async def until(self, condition: Any) -> None:
+        async def wait() -> None:
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+        await asyncio.wait_for(wait(), DEADLINE_S)
+
+    def ask(self, function: str, event: Any) -> asyncio.Future[Answer | Failure]:
+        answered: asyncio.Future[Answer | Failure] = asyncio.get_running_loop().create_future()
+        request = Request(function, "t", json.dumps(event).encode(), None, "r", lambda _, got: answered.set_result(got))
+        self.dispatcher.submit(request)
+        return answered
+
+    def views(self, function: str) -> list[str]:
+        return sorted(view.name for view in (self.run / function).iterdir())
+
+
+def group(number: int, function: str, tree: Path) -> Group:
+    """A group of one function of the tests that has `tree` as its model's, which nobody loads."""
+    resource = Resource("m", "m", FileSource("/m"), destination="/ml/m")
+    made = Function(function, f"function:{function}", folder=function, policies=())
+    deployment = Deployment(f"d{number}", "NewDeployment", None, "", (resource,), (made,))
+    return Group(
+        number, deployment, {"m": ObjectRef("0" * 64, tree)}, {function: ObjectRef("1" * 64, FUNCTIONS / function)}
+    )
+
+
+def test_a_group_that_is_started_again_while_it_drains_keeps_its_view(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        activation = bench.activation
+        first, second = group(1, "sleepy", tmp_path), group(2, "sleepy", tmp_path)
+        await activation.warm(first)
+        await activation.promote(first)
+        slow = bench.ask("sleepy", {"seconds": 1.5})
+        await activation.warm(second)
+        await activation.promote(second)  # the first start of group 1 drains
+        await activation.warm(first)
+        await activation.promote(first)  # turned back, before it has ended
+        assert not slow.done()
+        assert {"1-1", "1-3"} <= set(bench.views("sleepy"))
+        assert isinstance(await slow, Answer)
+        await bench.until(lambda: bench.views("sleepy") == ["1-3"])
+        assert isinstance(await bench.ask("sleepy", {"seconds": 0}), Answer)
+        await activation.stop(5)
+        assert bench.views("sleepy") == []
+
+    asyncio.run(main())
