@@ -113,8 +113,6 @@ class Agent:
 
     def _link(self, settings: LinkSettings, client_id: str, max_backoff_s: float, *, will: bool) -> Link:
         name = settings.name
-        if settings.url == EMBEDDED:
-            settings = dataclasses.replace(settings, url=f"mqtt://{settings.listen}")
         return Link(
             settings,
             client_id=client_id,
@@ -194,9 +192,7 @@ class Agent:
             self.links[message.link].ack(message.ticket)
 
     def _on_up(self, name: str) -> None:
-        link = self.links[name]
-        log.info("link %s is up, MQTT %s", name, "5" if link.protocol == 5 else "3.1.1")
-        if not link.session_present:
+        if not self.links[name].session_present:
             self.deliveries.session_lost(name)
         self._set_routes(self.activation.group)
         self.outbox.link_up(name)
@@ -205,7 +201,6 @@ class Agent:
             self._spawn(self.jobs.link_up())
 
     def _on_down(self, name: str) -> None:
-        log.warning("link %s is down: %s", name, self.links[name].last_error or "closed")
         self.deliveries.link_down(name)
         self.outbox.link_down(name)
         if self.jobs and name == self.control_link:
