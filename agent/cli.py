@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import agent
-from agent import cli_keys
+from agent import cli_greengrass, cli_keys
 from agent.errors import AgentError, ConfigError
 
 EX_CONFIG = 78
@@ -261,6 +261,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_keys.add_sign_option(deploy)
     cli_keys.register(add)
+    cli_greengrass.register(add)
 
     status = add("status", _status, "Show what a core runs.", "marram status --json")
     infer = add(

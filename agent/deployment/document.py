@@ -45,13 +45,16 @@ from agent.settings import Policy
 __all__ = [
     "ENDPOINT_ARN", "FORCE_RESET", "NEW", "REDEPLOYMENT", "RESET", "TYPES", "UNREADABLE",
     "AccessPolicy", "Batch", "Capture", "Deployment", "FileSource", "Function", "HttpsSource", "Owner", "Probation",
-    "Resource", "S3Source", "SageMakerSource", "Source", "deployment_id_of", "parse", "read_accepted",
+    "Resource", "S3Source", "SageMakerSource", "Source", "deployment_id_of", "parse", "read_accepted", "unsupported_in",
 ]  # fmt: skip
 
 UNREADABLE: Final = "-"  # the id under which a document without a readable id is answered
 UNPINNED: Final = "DIGEST_MISSING"
 MAX_LISTED: Final = 50  # problems in one answer
 NOT_DONE: Final = ("Loggers", "Connectors", "Cores", "Devices")
+MAX_NOT_DONE: Final = 10_000  # V1: 2,500 devices a group are the most of these
+MAX_NAMED: Final = 10
+DEFINITIONS: Final = ("Connector", "Core", "Device", "Function", "Logger", "Resource", "Subscription")
 LISTS: Final = ("Resources", "Functions", "Subscriptions", *NOT_DONE)
 REMEDIES: Final = {
     BAD: REMEDY,
@@ -107,6 +110,17 @@ def check_signable(payload: bytes) -> None:
     _raise_if_any(problems)
 
 
+def unsupported_in(body: bytes) -> list[tuple[str, str]]:
+    """The path and the problem of all that a document asks for and this version does not do.
+
+    Raises:
+        RejectedError: the document cannot be read at all.
+    """
+    problems = Problems()
+    _deployment(body, _document(body), None, problems)
+    return problems.unsupported
+
+
 def read_accepted(body: bytes) -> Deployment:
     """The deployment of a document that `parse` has accepted before, whatever the policy says now.
 
@@ -132,10 +146,9 @@ def _deployment(
     resources = read_resources(document)
     functions = read_functions(document, {r.id: r for r in resources}, interpreters)
     subscriptions = read_subscriptions(document, {f.id: f for f in functions})
+    _refuse_definitions(document)
     for key in NOT_DONE:
-        for value, where in document.items(key, 1000):
-            name = value.get("Id") if isinstance(value, dict) else value
-            problems.warn(where, f"{shown(name)} is not used by this core")
+        _warn_of(key, [each for each, _ in document.items(key, MAX_NOT_DONE)], problems)
     document.done()
     digest = hashlib.sha256(payload).hexdigest()
     return Deployment(
@@ -149,6 +162,25 @@ def _deployment(
         tuple(problems.warnings),
         probation,
     )
+
+
+def _warn_of(key: str, found: list[object], problems: Problems) -> None:
+    """One warning each, or one for all where they are many: warnings go into every status."""
+    if len(found) > MAX_NAMED:
+        problems.warn(key, f"its {len(found)} entries are not used by this core")
+        return
+    for i, value in enumerate(found):
+        name = value.get("Id") if isinstance(value, dict) else value
+        problems.warn(f"{key}[{i}]", f"{shown(name)} is not used by this core")
+
+
+def _refuse_definitions(document: Fields) -> None:
+    """A V1 group version names its parts by ARNs of a service that is no more."""
+    for name in DEFINITIONS:
+        key = f"{name}DefinitionVersionArn"
+        if document.take(key) is not None:
+            text = "the definition itself is asked for; `marram import-greengrass` puts a saved group together"
+            document.bad(key, text, UNSUPPORTED)
 
 
 def deployment_id_of(body: bytes) -> str:

@@ -22,11 +22,14 @@ class Problems:
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str]] = []
+        self.unsupported: list[tuple[str, str]] = []  # (path, text) of what is there in `found` too
         self.warnings: list[str] = []
 
     def note(self, code: str, where: str, text: str) -> None:
         """Adds a problem: `where` is the field's path, `text` says what is wrong and what to do."""
         self.found.append((code, f"{where}: {text}" if where else text))
+        if code == UNSUPPORTED:
+            self.unsupported.append((where, text))
 
     def warn(self, where: str, text: str) -> None:
         """Adds what the document asks for and this core does not do."""

@@ -20,6 +20,8 @@ FOLDER: Final = r"[A-Za-z0-9_-]{1,140}"
 LAMBDA_ARN: Final = re.compile(
     r"arn:aws[a-z-]*:lambda:[a-z0-9-]*:[0-9]*:function:(?P<name>[A-Za-z0-9_-]{1,140})(:[A-Za-z0-9$_-]{1,128})?"
 )
+# What V1's core ran as functions of its own: GGIPDetector, GGCloudSpooler, ..
+SYSTEM_ARN: Final = re.compile(r"arn:aws[a-z-]*:lambda:::function:GG[A-Za-z0-9_-]*(:[A-Za-z0-9$_-]{1,128})?")
 STRATEGIES_TO_COME: Final = ("least_confidence", "margin", "entropy")
 RESERVED_VARIABLE: Final = re.compile(r"AWS_GG_.*|MARRAM_.*|LD_PRELOAD|LD_AUDIT|PYTHON[A-Z]*")
 
@@ -29,9 +31,14 @@ def read_functions(
 ) -> tuple[Function, ...]:
     """All functions of the document whose Ids could be read; `interpreters` None allows any."""
     functions: dict[str, Function] = {}
+    isolation = _default_isolation(document)
     for value, where in document.items("Functions", MAX_FUNCTIONS):
+        arn = value.get("FunctionArn") if isinstance(value, dict) else None
+        if isinstance(arn, str) and SYSTEM_ARN.fullmatch(arn):
+            document.problems.warn(where, f"is left out: {arn} was a part of V1's core")
+            continue
         fields = Fields(value, where, document.problems)
-        function = _function(fields, resources, interpreters)
+        function = _function(fields, resources, interpreters, isolation)
         if function is None:
             continue
         if function.id in functions:
@@ -44,16 +51,29 @@ def read_functions(
     return tuple(functions.values())
 
 
+def _default_isolation(document: Fields) -> str | None:
+    """The IsolationMode of a V1 function definition's DefaultConfig."""
+    fields = document.fields("DefaultConfig")
+    if fields is None:
+        return None
+    isolation = _execution(fields)
+    fields.done()
+    return isolation
+
+
 def _function(
-    fields: Fields, resources: Mapping[str, Resource], interpreters: Mapping[str, str] | None
+    fields: Fields,
+    resources: Mapping[str, Resource],
+    interpreters: Mapping[str, str] | None,
+    default_isolation: str | None,
 ) -> Function | None:
     id = fields.text("Id", required=True, pattern=ID, what=ID_WORDS)
     arn = fields.text("FunctionArn", required=True)
     folder = _folder(fields, arn) if arn else None
-    values: dict[str, object] = {}
+    values: dict[str, object] = {"isolation": default_isolation}
     configuration = fields.fields("FunctionConfiguration")
     if configuration is not None:
-        values.update(_configuration(configuration, resources))
+        values.update(_configuration(configuration, resources, default_isolation))
     extra = fields.fields("Marram")
     if extra is not None:
         values.update(_extra(extra, interpreters))
@@ -82,28 +102,49 @@ def _folder(fields: Fields, arn: str) -> str | None:
     return None
 
 
-def _configuration(fields: Fields, resources: Mapping[str, Resource]) -> dict[str, object]:
+def _configuration(
+    fields: Fields, resources: Mapping[str, Resource], default_isolation: str | None
+) -> dict[str, object]:
     values: dict[str, object] = {
         "encoding": fields.choice("EncodingType", ("json", "binary"), "json"),
         "timeout_s": fields.number("Timeout", 3.0, 0.001, MAX_TIMEOUT_S),
         "memory_kb": fields.integer("MemorySize", None, 1, 2**40),
         "pinned": fields.flag("Pinned", False),
-        "handler": fields.text("Executable", pattern=r"[A-Za-z_][\w.]{0,255}", what="the name of a handler"),
+        "handler": _handler(fields),
     }
-    for key in ("ExecArgs", "FunctionRuntimeOverride"):
-        if fields.take(key) is not None:
-            fields.problems.warn(fields.path(key), "is not used by this core")
+    if fields.take("ExecArgs") is not None:
+        fields.problems.warn(fields.path("ExecArgs"), "is not used by this core")
+    _runtime(fields)
     environment = fields.fields("Environment")
     if environment is not None:
-        values.update(_environment(environment, resources))
+        values.update(_environment(environment, resources, default_isolation))
     fields.done()
     return values
 
 
-def _environment(fields: Fields, resources: Mapping[str, Resource]) -> dict[str, object]:
+def _handler(fields: Fields) -> str | None:
+    handler = fields.text("Executable")
+    if handler is not None and not re.fullmatch(r"[A-Za-z_][\w.]{0,255}", handler):
+        fields.bad("Executable", f"{shown(handler)} is no Python handler, and functions are Python here", UNSUPPORTED)
+        return None
+    return handler
+
+
+def _runtime(fields: Fields) -> None:
+    """V1's runtimes were python, nodejs, java and executables; the interpreter of a python is the policy's matter."""
+    runtime = fields.text("FunctionRuntimeOverride")
+    if runtime is None:
+        return
+    if runtime.lower().startswith("python"):
+        fields.problems.warn(fields.path("FunctionRuntimeOverride"), "is not used; Marram.Interpreter names another")
+    else:
+        fields.bad("FunctionRuntimeOverride", f"{shown(runtime)}: functions are Python here", UNSUPPORTED)
+
+
+def _environment(fields: Fields, resources: Mapping[str, Resource], default_isolation: str | None) -> dict[str, object]:
     if fields.flag("AccessSysfs", False):
         fields.problems.warn(fields.path("AccessSysfs"), "is not used: workers see /sys as the agent's user does")
-    isolation = _execution(fields)
+    isolation = _execution(fields) or default_isolation
     values: dict[str, object] = {
         "isolation": isolation,
         "variables": _variables(fields),
@@ -214,7 +255,7 @@ def _extra(fields: Fields, interpreters: Mapping[str, str] | None) -> dict[str, 
         "capture": _capture(fields),
         "meta": fields.flag("Meta", True),
     }
-    read_code(fields, fields.problems)
+    values["code"], values["code_digest"] = read_code(fields)
     fields.done()
     return values
 

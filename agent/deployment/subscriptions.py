@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -10,12 +11,14 @@ from agent.deployment.definition import Function
 from agent.deployment.fields import Fields, nearest, shown
 from agent.deployment.resources import ID, ID_WORDS
 from agent.routing import topics
+from agent.routing.subscriptions import LINKS
 from agent.settings import Subscription
 
 MAX_SUBSCRIPTIONS: Final = 10_000  # V1: subscriptions a group
 THING_ARN: Final = re.compile(r"arn:aws[a-z-]*:iot:[a-z0-9-]*:[0-9]*:thing/.+")
 LEFT_OUT: Final = re.compile(
-    r"GGShadowService|arn:aws[a-z-]*:lambda:::function:GGShadowService|arn:aws[a-z-]*:greengrass:.*:/?connectors/.+"
+    r"GGShadowService|arn:aws[a-z-]*:lambda:::function:GG[A-Za-z0-9_-]*(:[A-Za-z0-9$_-]+)?"
+    r"|arn:aws[a-z-]*:greengrass:.*:/?connectors/.+"
 )
 
 
@@ -34,12 +37,22 @@ def read_subscriptions(document: Fields, functions: Mapping[str, Function]) -> t
         if id is None or subject is None:
             continue
         ids.add(id)
-        for subscription in (Subscription(s, subject, t, id) for s in sources for t in targets):
-            key = (subscription.source, subscription.subject, subscription.target)
-            if key in found:
-                fields.bad("", f"says the same as the subscription {found[key].id}")
-            found[key] = subscription
+        for source, target in itertools.product(sources, targets):
+            _add(Subscription(source, subject, target, id), fields, found)
     return tuple(found.values())
+
+
+def _add(new: Subscription, fields: Fields, found: dict[tuple[str, str, str], Subscription]) -> None:
+    key = (new.source, new.subject, new.target)
+    things = any(THING_ARN.fullmatch(str(fields.take(end))) for end in ("Source", "Target"))
+    if new.source == new.target == "local" and things:
+        fields.problems.warn(fields.where, "is left out: devices on one broker have each other's messages already")
+    elif new.source == new.target and new.source in LINKS:
+        fields.bad("", f"goes from {new.source} to itself: who listens there has it already; leave it out")
+    elif key in found and not things:  # all things are `local`: what V1 told apart may be one here
+        fields.bad("", f"says the same as the subscription {found[key].id}")
+    else:
+        found.setdefault(key, new)
 
 
 def _subject(fields: Fields) -> str | None:
