@@ -255,7 +255,7 @@ def _extra(fields: Fields, interpreters: Mapping[str, str] | None) -> dict[str, 
         "capture": _capture(fields),
         "meta": fields.flag("Meta", True),
     }
-    values["code"], values["code_digest"] = read_code(fields)
+    read_code(fields, fields.problems)
     fields.done()
     return values
 
