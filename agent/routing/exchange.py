@@ -116,8 +116,8 @@ class Exchange:
     def _run(self, delivery: Delivery) -> None:
         message = delivery.message
         for target in delivery.targets:
-            delivery.open += 1
             if target.startswith(FUNCTION):
+                delivery.open += 1
                 self._submit(
                     target[len(FUNCTION) :],
                     message.topic,
