@@ -112,7 +112,7 @@ def test_half_a_window_commits_what_holds_it_up_sooner() -> None:
     assert world.pending == []
     world.advance(YOUNG_S + 0.001)
     world.begin()
-    assert [p[0] for p in world.pending][0] == first.key
+    assert world.pending[0][0] == first.key
     assert len(world.pending) == 11
 
 

@@ -163,7 +163,9 @@ def _wrong_keys() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize(("words", "data"), [*_wrong_keys().items(), ("is no PEM file", b""), ("is no PEM", b"\0" * 99)])
+@pytest.mark.parametrize(
+    ("words", "data"), [*_wrong_keys().items(), ("is no PEM file", b""), ("is no PEM", b"\0" * 99)]
+)
 def test_a_trusted_key_that_is_none_is_named_with_its_line(tmp_path: Path, words: str, data: bytes) -> None:
     (tmp_path / "cloud.pub").write_bytes(data)
     (found,) = problems(tmp_path, "core: a\npolicy:\n  trusted_keys:\n    - cloud.pub")
