@@ -137,4 +137,5 @@ def _options(subject: str, retained: bool) -> SubscribeOptions:
     # MQTT 5, 3.8.3.1: noLocal on a shared subscription is a protocol error.
     shared = subject.startswith("$share/")
     handling = _RETAINED_ALWAYS if retained else _RETAINED_IF_NEW
-    return SubscribeOptions(qos=1, noLocal=not shared, retainHandling=handling)
+    # Retain as published: a deployment that is to be kept is seen to be so when it is first sent, too.
+    return SubscribeOptions(qos=1, noLocal=not shared, retainAsPublished=True, retainHandling=handling)
