@@ -15,7 +15,7 @@ import logging
 import random
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from agent.deployment.definition import Function
 from agent.deployment.store import Group
 from agent.errors import AgentError, FunctionError
-from agent.inference import workers
+from agent.inference import views, workers
 from agent.inference.capture import Capture
 from agent.inference.dispatch import Dispatcher, Origin, Pool, PoolLimits, Worker
 from agent.instance import MARK
@@ -52,6 +52,7 @@ class _Generation:
     group: Group
     number: int
     pools: list[Pool] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # what its workers could not make of their view
 
 
 class Activation:
@@ -84,6 +85,7 @@ class Activation:
         self._draining: dict[Pool, Path] = {}
         self._news = asyncio.Event()
         self._path = workers.make_path(settings.state / "run" / ".path")
+        views.make_stage(settings.state)
 
     # -- a deployment's turn ----------------------------------------------------------------------------------------
 
@@ -157,6 +159,11 @@ class Activation:
         self._news.set()
         self._changed()
 
+    def remarks(self, group: Group) -> tuple[str, ...]:
+        """What the group's warm workers could not make of their view of the files, for the deployment's warnings."""
+        warm = self._warm.get(group.number)
+        return tuple(warm.remarks) if warm else ()
+
     # -- what a worker is started with ------------------------------------------------------------------------------
 
     def traits(self, group: Group) -> dict[str, FunctionTraits]:
@@ -192,13 +199,19 @@ class Activation:
         return Pool(origin, limits, start, self._clock, random.random, self._tell)
 
     def _spec(self, function: Function, generation: _Generation, origin: Origin) -> workers.Spec:
-        view = self._make_view(function, generation)
-        home = self._settings.state / "data" / function.id
+        state, view = self._settings.state, self._view(function.id, generation)
+        models = views.models_of(function, generation.group)
+        views.lay(view, models)
+        home = state / "data" / function.id
         home.mkdir(parents=True, exist_ok=True)
         return workers.Spec(
             origin=origin,
             interpreter=self._interpreter(function),
-            config=self._config(function, generation.group, origin),
+            config={
+                **self._config(function, generation.group, origin),
+                "models": [_model(model, generation.group) for model in models],
+                "mounts": views.mounts(state, home, models),
+            },
             path=self._path,
             directory=home,
             environment={
@@ -209,6 +222,7 @@ class Activation:
                 MARK: str(self._settings.state),
             },
             memory_kb=function.memory_kb,
+            seen=functools.partial(_note_view, function.id, generation),
         )
 
     def _config(self, function: Function, group: Group, origin: Origin) -> dict[str, Any]:
@@ -221,20 +235,9 @@ class Activation:
             "meta": function.meta,
             "model": origin.model,
             "deployment": origin.deployment,
-            "models": [self._model(policy.resource, group) for policy in function.policies],
             "batch": {"max_size": function.batch.max_size, "max_delay_ms": function.batch.max_delay_ms},
             "handler": function.handler,
             "capture": function.capture is not None,
-        }
-
-    def _model(self, id: str, group: Group) -> dict[str, Any]:
-        resource, found = group.deployment.resource(id), group.objects[id]
-        return {
-            "id": id,
-            "path": str(found.tree.resolve()),
-            "version": f"sha256:{found.hex}",
-            "runtime": resource.runtime,
-            "options": dict(resource.options),
         }
 
     def _interpreter(self, function: Function) -> str:
@@ -252,16 +255,24 @@ class Activation:
     def _view(self, function: str, generation: _Generation) -> Path:
         return self._settings.state / "run" / function / f"{generation.group.number}-{generation.number}"
 
-    def _make_view(self, function: Function, generation: _Generation) -> Path:
-        group, view = generation.group, self._view(function.id, generation)
-        view.mkdir(parents=True)
-        for policy in function.policies:
-            destination = group.deployment.resource(policy.resource).destination
-            if destination:
-                link = view / destination.lstrip("/")
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(group.objects[policy.resource].tree.resolve())
-        return view
+
+def _model(model: views.SeenModel, group: Group) -> dict[str, Any]:
+    resource, found = group.deployment.resource(model.resource), group.objects[model.resource]
+    return {
+        "id": resource.id,
+        "path": str(model.tree),
+        "version": found.version,
+        "runtime": resource.runtime,
+        "options": dict(resource.options),
+    }
+
+
+def _note_view(function: str, generation: _Generation, _tier: str, warnings: Sequence[str]) -> None:
+    """Keeps and logs what a worker could not make of its view of the files; the same is said once for all of them."""
+    for text in (f"the function {function}: {each}" for each in warnings):
+        if text not in generation.remarks:
+            log.warning("%s", text)
+            generation.remarks.append(text)
 
 
 def _traits(function: Function) -> FunctionTraits:

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from functions import config, frames, loading
+from functions import config, frames, loading, mounts
 from functions.errors import StartError
 from functions.pulse import Pulse
 from functions.runtimes.calling_home import stay_home
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
     """Configures the worker, serves until STOP or end of file, and ends the process."""
-    pulse = Pulse(pulse_sock)
     reader = frames.FrameReader()
     first = _first_frames(sock, reader)
     if not first:
         _end(0)
+    seen = mounts.enter(first[0][0][1].get("mounts"))  # ahead of any other thread, which would keep the old view
+    pulse = Pulse(pulse_sock)
     try:
         server, facts = _prepared(sock, reader, config.read(first[0][0][1]))
     except StartError as error:
@@ -39,7 +40,7 @@ def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     try:
-        frames.send_all(sock, frames.pack([frames.READY, facts]))
+        frames.send_all(sock, frames.pack([frames.READY, {**facts, **seen._asdict()}]))
         server.serve(first[1:])
     except (BrokenPipeError, ConnectionResetError):
         pass  # the agent is gone

@@ -113,6 +113,9 @@ class Workers:
         await self._do("promote", group)
         self.running = group.number
 
+    def remarks(self, group: Group) -> tuple[str, ...]:
+        return ()
+
     async def discard(self, group: Group) -> None:
         await self._do("discard", group)
 

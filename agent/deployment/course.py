@@ -37,6 +37,9 @@ class Activation(Protocol):
     async def warm(self, group: Group) -> None:
         """Starts the group's workers beside those that run; returns when all are ready."""
 
+    def remarks(self, group: Group) -> tuple[str, ...]:
+        """What the group's warm workers have to say that the deployment's warnings are to hold."""
+
     async def promote(self, group: Group) -> None:
         """Routes requests to the group's workers; returns when the brokers know. Group 0 has no workers."""
 
@@ -147,7 +150,8 @@ class Course:
         if record.attempt > 1:
             await in_thread(self._store.verify, group)
         await self._activation.warm(group)
-        return Outcome(Event.WARMED)
+        remarks = dict.fromkeys((*record.warnings, *self._activation.remarks(group)))
+        return Outcome(Event.WARMED, {"warnings": tuple(remarks)})
 
     async def swap(self, record: Record) -> Outcome:
         """Turns the link."""

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ class Spec:
         path: directory that holds our package `functions` and nothing else.
         directory: its working directory.
         memory_kb: resident memory it may take, KiB; None: unlimited.
+        seen: called before it counts as ready with how far its view of the files is its own (the tier) and what could
+            not be done of it.
     """
 
     origin: Origin
@@ -61,6 +63,7 @@ class Spec:
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     memory_kb: int | None = None
+    seen: Callable[[str, Sequence[str]], None] = lambda tier, warnings: None
 
 
 def make_path(directory: Path) -> Path:
@@ -245,8 +248,11 @@ class WorkerProcess:
             self._pool.on_result(self, n, failure)
         elif kind == frames.READY:
             self._ready = True
-            log.info("function %s: worker %d is ready", self.spec.origin.function, self.pid)
-            self._pool.on_ready(self, int(header[1]["max_batch"]))
+            facts = header[1]
+            name, tier = self.spec.origin.function, facts.get("tier", "none")
+            log.info("function %s: worker %d is ready (own view of the files: %s)", name, self.pid, tier)
+            self.spec.seen(tier, facts.get("warnings", ()))
+            self._pool.on_ready(self, int(facts["max_batch"]))
         elif kind == frames.FAILED:
             self._reason = self._reason or FunctionError(header[1], header[2])
 

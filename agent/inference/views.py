@@ -1,0 +1,74 @@
+"""What a function sees of its models: links below its prefix, and the mounts that its worker is asked to make.
+
+Values and paths; only `lay` touches the disk, and blocks for next to no time. How the mounts are made, and what stands
+in for them where the machine allows none, is the worker's matter: functions.mounts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.deployment.definition import Function
+from agent.deployment.store import Group
+
+
+@dataclass(frozen=True, slots=True)
+class SeenModel:
+    """A model as one function sees it.
+
+    Attributes:
+        resource: its Id.
+        tree: the concrete directory of its files, absolute.
+        destination: its DestinationPath, if it has one.
+        writable: whether the function may change the files; the tree is its own then.
+    """
+
+    resource: str
+    tree: Path
+    destination: str | None
+    writable: bool = False
+
+
+def models_of(function: Function, group: Group) -> tuple[SeenModel, ...]:
+    """The function's models in the order of its policies."""
+    return tuple(
+        SeenModel(
+            policy.resource,
+            group.objects[policy.resource].tree.resolve(),
+            group.deployment.resource(policy.resource).destination,
+        )
+        for policy in function.policies
+    )
+
+
+def lay(view: Path, models: Iterable[SeenModel]) -> None:
+    """Makes the new directory `view`, in which each DestinationPath leads to its tree."""
+    view.mkdir(parents=True)
+    for model in models:
+        if model.destination:
+            link = view / model.destination.lstrip("/")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(model.tree)
+
+
+def make_stage(state: Path) -> None:
+    """Makes the empty directory on which workers put together what they see."""
+    _stage(state).mkdir(parents=True, exist_ok=True)
+
+
+def mounts(state: Path, home: Path, models: Iterable[SeenModel]) -> dict[str, Any]:
+    """The key ``mounts`` of a worker's CONFIG: of the state directory it may write its home and no more."""
+    seen = tuple(models)
+    return {
+        "read_only": [str(state), str(state / "objects")],  # the objects may be on a disk of their own
+        "writable": [str(home), *(str(model.tree) for model in seen if model.writable)],
+        "shown": [[str(model.tree), model.destination, model.writable] for model in seen if model.destination],
+        "stage": str(_stage(state)),
+    }
+
+
+def _stage(state: Path) -> Path:
+    return state / "run" / ".stage"
