@@ -20,12 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.deployment.definition import Function
+from agent.deployment.definition import Function, Probation
+from agent.deployment.health import encode, overrides_of
 from agent.deployment.store import Group
+from agent.deployment.threads import in_thread
 from agent.errors import AgentError, FunctionError
 from agent.inference import views, workers
 from agent.inference.capture import Capture
-from agent.inference.dispatch import Dispatcher, Origin, Pool, PoolLimits, Worker
+from agent.inference.dispatch import Dispatcher, Examination, Origin, Pool, PoolLimits, Request, Worker
+from agent.inference.probation import Watch
 from agent.instance import MARK
 from agent.messages import BINARY, JSON
 from agent.routing.exchange import FunctionTraits
@@ -33,6 +36,7 @@ from agent.settings import Settings
 
 log = logging.getLogger(__name__)
 
+CHECK_S = 120.0  # for all health checks of a group together
 PREFIX = "AWS_GG_RESOURCE_PREFIX"
 MXNET_ENGINE = "MXNET_ENGINE_TYPE"
 
@@ -47,7 +51,10 @@ class LoopClock:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Generation:
-    """The workers of one start of a group; `number` tells it from the group's other starts."""
+    """The workers of one start of a group; `number` tells it from the group's other starts.
+
+    It is warm (with workers, without requests), routed to, or ending.
+    """
 
     group: Group
     number: int
@@ -82,7 +89,8 @@ class Activation:
         self._generations = 0
         self._warm: dict[int, _Generation] = {}
         self._routed_to: _Generation | None = None
-        self._draining: dict[Pool, Path] = {}
+        self._draining: dict[Pool, _Generation] = {}
+        self._served: set[_Generation] = set()  # have been routed to, so that requests may be with them
         self._news = asyncio.Event()
         self._path = workers.make_path(settings.state / "run" / ".path")
         views.make_stage(settings.state)
@@ -90,11 +98,13 @@ class Activation:
     # -- a deployment's turn ----------------------------------------------------------------------------------------
 
     async def warm(self, group: Group) -> None:
-        """Starts the group's workers beside those that run; returns when all are ready.
+        """Starts the group's workers beside those that run; returns when all are ready. Those kept are ready already.
 
         Raises:
             AgentError: why the first of them that failed did.
         """
+        if group.number in self._warm:
+            return
         pools = self._open(group).pools
         while True:
             self._news.clear()
@@ -105,31 +115,102 @@ class Activation:
                 return
             await self._news.wait()
 
+    async def check(self, group: Group) -> None:
+        """Has every worker of the group, warm or in use, pass the health checks of its models.
+
+        Raises:
+            AgentError: HEALTH_CHECK_FAILED, HEALTH_CHECK_SLOW, HEALTH_CHECK_TIMEOUT, or why a worker was lost in it.
+        """
+        generation = self._warm.get(group.number) or self._routed_to
+        examinations = await in_thread(_examinations, group)
+        if generation is None or not examinations:
+            return
+        running = [
+            self._examine(worker, examination)
+            for pool in generation.pools
+            for policy in group.deployment.function(pool.origin.function).policies
+            for examination in examinations.get(policy.resource, ())
+            for worker in _ready_workers(pool)
+        ]
+        try:
+            await asyncio.wait_for(asyncio.gather(*running), CHECK_S)
+        except asyncio.TimeoutError:
+            text = f"the health checks took longer than {CHECK_S:g} s"
+            raise AgentError(
+                "HEALTH_CHECK_TIMEOUT", text, "Record fewer requests, or see why the model hangs."
+            ) from None
+
+    def _examine(self, worker: Worker, examination: Examination) -> asyncio.Future[None]:
+        passed: asyncio.Future[None] = self._loop.create_future()
+
+        def done(wrong: AgentError | None) -> None:
+            if not passed.done():
+                passed.set_result(None) if wrong is None else passed.set_exception(wrong)
+
+        worker.examine(examination, done)
+        return passed
+
     async def promote(self, group: Group) -> None:
-        """Routes to the group's workers, warm or not yet; those of before drain. Returns when the brokers know."""
+        """Routes to the group's workers, warm or not yet; those of before are kept. Returns when the brokers know."""
         fresh = self._warm.pop(group.number, None)
         if fresh is None:
             fresh = self._open(group)
             del self._warm[group.number]
-        self._let_drain(self._routed_to)
-        self._dispatcher.promote(fresh.pools, self._drained)
+        before = self._routed_to
+        self._dispatcher.promote(fresh.pools)
         self.group, self._routed_to = group, fresh
+        self._served.add(fresh)
+        if before is not None and before.group.number == group.number:
+            self._end(before)
+        elif before is not None:
+            self._warm[before.group.number] = before
         await self._routed(group)
         self._changed()
 
+    async def observe(self, group: Group, bounds: Probation) -> None:
+        """Watches the group's workers at work, until the probation is over.
+
+        Raises:
+            AgentError: PROBATION_CRASH_LOOP, PROBATION_ERROR_RATE, PROBATION_SLOW; and of the golden requests, which
+                are run again where there was next to nothing to do, as `check`.
+        """
+        generation = self._routed_to
+        if generation is None or generation.group.number != group.number:
+            return
+        watched = _Watched(Watch(bounds, self._loop.time()), self._loop)
+        for pool in generation.pools:
+            pool.observer = watched
+        try:
+            await watched.over()
+        finally:
+            for pool in generation.pools:
+                pool.observer = None
+        watched.watch.check()
+        if watched.watch.too_few:
+            await self.check(group)
+
     async def discard(self, group: Group) -> None:
-        """Ends the group's warm workers."""
+        """Ends the group's warm workers; what they were sent as long as they were in use is still answered."""
         unwanted = self._warm.pop(group.number, None)
-        for pool in self._let_drain(unwanted):
-            pool.drain(lambda request: None, lambda pool=pool: self._drained(pool))  # type: ignore[misc]
-            pool.kill(FunctionError("DISCARDED", "The deployment of this worker failed."))
+        if unwanted is not None:
+            self._end(unwanted)
+
+    async def release(self, group: Group) -> None:
+        """Lets the workers drain that were kept for the way back from this group."""
+        for number in [number for number in self._warm if number != group.number]:
+            self._end(self._warm.pop(number))
+
+    def in_use(self) -> set[int]:
+        """The numbers of the groups whose workers, or some of them, still run."""
+        routed = [self._routed_to] if self._routed_to else []
+        return {each.group.number for each in (*self._warm.values(), *self._draining.values(), *routed)}
 
     async def stop(self, grace_s: float) -> None:
         """Drains all workers; ends what is left after `grace_s`. What was not run stays with broker or inbox."""
         warm = [self._warm.pop(number) for number in list(self._warm)]
         for generation in (*warm, self._routed_to):
-            for pool in self._let_drain(generation):
-                pool.drain(lambda request: None, lambda pool=pool: self._drained(pool))  # type: ignore[misc]
+            if generation is not None:
+                self._let_drain(generation, lambda request: None)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._all_drained(), grace_s)
         for pool in list(self._draining):
@@ -137,12 +218,18 @@ class Activation:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._all_drained(), 1.0)
 
-    def _let_drain(self, generation: _Generation | None) -> list[Pool]:
-        """Its pools, each noted as one that ends, with the view that goes with it."""
-        if generation is None:
-            return []
-        self._draining.update({pool: self._view(pool.origin.function, generation) for pool in generation.pools})
-        return generation.pools
+    def _end(self, generation: _Generation) -> None:
+        """Lets it answer what it was sent; one that never was in use is ended at once."""
+        self._let_drain(generation, self._dispatcher.submit)
+        if generation not in self._served:
+            for pool in generation.pools:
+                pool.kill(FunctionError("DISCARDED", "The deployment of this worker failed."))
+        self._served.discard(generation)
+
+    def _let_drain(self, generation: _Generation, heir: Callable[[Request], None]) -> None:
+        self._draining.update(dict.fromkeys(generation.pools, generation))
+        for pool in generation.pools:
+            pool.drain(heir, lambda pool=pool: self._drained(pool))  # type: ignore[misc]
 
     async def _all_drained(self) -> None:
         while self._draining:
@@ -150,9 +237,9 @@ class Activation:
             await self._news.wait()
 
     def _drained(self, pool: Pool) -> None:
-        view = self._draining.pop(pool, None)
-        if view is not None:
-            shutil.rmtree(view, ignore_errors=True)
+        generation = self._draining.pop(pool, None)
+        if generation is not None:
+            shutil.rmtree(self._view(pool.origin.function, generation), ignore_errors=True)
         self._tell()
 
     def _tell(self) -> None:
@@ -273,6 +360,57 @@ def _note_view(function: str, generation: _Generation, _tier: str, warnings: Seq
         if text not in generation.remarks:
             log.warning("%s", text)
             generation.remarks.append(text)
+
+
+class _Watched:
+    """What a pool's observer calls go to, and the end of the watch as something to wait for."""
+
+    def __init__(self, watch: Watch, loop: asyncio.AbstractEventLoop) -> None:
+        self.watch = watch
+        self._now = loop.time
+        self._decided = asyncio.Event()
+
+    def settled(self, error: AgentError | None, latency_s: float) -> None:
+        self.watch.settled(error, latency_s)
+        self._look()
+
+    def lost(self, function: str, reason: AgentError) -> None:
+        self.watch.lost(function, reason, self._now())
+        self._look()
+
+    def _look(self) -> None:
+        if self.watch.decided(self._now()):
+            self._decided.set()
+
+    async def over(self) -> None:
+        """Returns when it is decided, or its time is over."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._decided.wait(), max(0.0, self.watch.ends_s - self._now()))
+
+
+def _ready_workers(pool: Pool) -> list[Worker]:
+    """Those that can be examined.
+
+    Raises:
+        AgentError: there is none, and why.
+    """
+    found = pool.ready_workers()
+    if not found:
+        raise pool.last_loss or FunctionError("FUNCTION_FAILED", f"Function {pool.origin.function} has no worker.")
+    return found
+
+
+def _examinations(group: Group) -> dict[str, list[Examination]]:
+    """The health checks of each resource: what its package carries, then what the document asks for. Blocks."""
+    found: dict[str, list[Examination]] = {}
+    for resource in group.deployment.resources:
+        own, packed = resource.health, group.objects[resource.id].health
+        overrides = overrides_of(own) if own else {}
+        checks = [packed.read_bytes()] if packed.exists() else []
+        checks += [encode(own)] if own and own.requests else []
+        if checks:
+            found[resource.id] = [Examination(resource.id, overrides, check) for check in checks]
+    return found
 
 
 def _traits(function: Function) -> FunctionTraits:

@@ -61,6 +61,7 @@ class Agent:
         self._stopping = asyncio.Event()
         self._closing = False
         self._state_due = False
+        self._settled = False  # the control link is up and every link that is up has its SUBACKs
         self._tasks: set[asyncio.Task[Any]] = set()
         self._journalled: dict[str, list[str]] = {}
         instance.lock_state(settings.state)
@@ -90,7 +91,14 @@ class Agent:
         self.deployer = Deployer(self.store, settings, self.activation, self._report, admit=self.admit)
         self.jobs = self._build_jobs()
         self.control = ControlServer(
-            settings.state, {"status": self._do_status, "deploy": self._do_deploy, "infer": self._do_infer}
+            settings.state,
+            {
+                "status": self._do_status,
+                "deploy": self._do_deploy,
+                "rollback": self._do_rollback,
+                "cancel": self._do_cancel,
+                "infer": self._do_infer,
+            },
         )
 
     def _build_jobs(self) -> JobChannel | None:
@@ -201,6 +209,8 @@ class Agent:
             self._spawn(self.jobs.link_up())
 
     def _on_down(self, name: str) -> None:
+        if name == self.control_link:
+            self._settled = False
         self.deliveries.link_down(name)
         self.outbox.link_down(name)
         if self.jobs and name == self.control_link:
@@ -208,6 +218,7 @@ class Agent:
 
     async def _say_online(self) -> None:
         await asyncio.gather(*(link.settled() for link in self.links.values()))
+        self._settled = self.links[self.control_link].connected
         self._state_changed()
 
     def _spawn(self, work: Any) -> None:
@@ -319,7 +330,7 @@ class Agent:
     def _publish_state(self) -> None:
         self._state_due = False
         link = self.links[self.control_link]
-        if link.connected and not self._closing:
+        if self._settled and link.connected and not self._closing:
             with contextlib.suppress(AgentError):
                 link.publish(reports.retained(self._topics.state, self._state()))
 
@@ -340,7 +351,14 @@ class Agent:
             "outbox": dict(self.outbox.dropped),
             "refused": dict(self.outbox.refused),
         }
-        yield {"state": self._state(), "links": links, "dropped": dropped, "pid": os.getpid(), "last": True}
+        yield {
+            "state": self._state(),
+            "links": links,
+            "dropped": dropped,
+            "quarantine": list(self.deployer.quarantine),
+            "pid": os.getpid(),
+            "last": True,
+        }
 
     async def _do_deploy(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
@@ -348,13 +366,22 @@ class Agent:
             accepted = asyncio.Event()
             self.deployer.receive(base64.b64decode(request["body"]), retained=False, accepted=accepted.set)
             await accepted.wait()
-            while True:
-                status = await news.get()
-                if status["deploymentId"] in (request["id"], "-"):
-                    done = status["status"] != "IN_PROGRESS" or not request.get("wait")
-                    yield {"status": status, "last": done}
-                    if done:
-                        return
+            async for reply in _followed(news, (request["id"], "-"), wait=request.get("wait")):
+                yield reply
+
+    async def _do_rollback(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+        with self.deployer.followed(news.put_nowait):
+            id = await self.deployer.roll_back()
+            async for reply in _followed(news, (id,), wait=request.get("wait")):
+                yield reply
+
+    async def _do_cancel(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+        with self.deployer.followed(news.put_nowait):
+            id = self.deployer.cancel_by_hand()
+            async for reply in _followed(news, (id,), wait=True):
+                yield reply
 
     async def _do_infer(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         answered: asyncio.Future[tuple[str, bytes]] = self._loop.create_future()
@@ -374,6 +401,19 @@ class Agent:
         self.exchange.invoke(request["function"], message, respond)
         content_type, payload = await answered
         yield {"content_type": content_type, "payload": base64.b64encode(payload).decode(), "last": True}
+
+
+async def _followed(
+    news: asyncio.Queue[Mapping[str, Any]], ids: tuple[str, ...], *, wait: bool | None
+) -> AsyncIterator[dict[str, Any]]:
+    """Statuses of these deployments as a command's replies: the first, or with `wait` all until the end."""
+    while True:
+        status = await news.get()
+        if status["deploymentId"] in ids:
+            done = status["status"] != "IN_PROGRESS" or not wait
+            yield {"status": status, "last": done}
+            if done:
+                return
 
 
 class _DeliveryPorts:

@@ -11,11 +11,13 @@ import hashlib
 import os
 import stat
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from agent.deployment.health import RESERVED
 from agent.errors import ConfigError
 
 SUFFIXES = (".tar.gz", ".tar", ".zip")
@@ -23,10 +25,13 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that zip can say
 CHUNK_BYTES = 1024 * 1024
 
 
-def pack(directory: Path, archive: Path) -> dict[str, Any]:
+def pack(directory: Path, archive: Path, *, health: bytes | None = None) -> dict[str, Any]:
     """Writes `directory`'s files to `archive` (.tar.gz, .tar or .zip by its name), which may lie in it.
 
     What `archive` was before stays until the new one is whole.
+
+    Args:
+        health: a health check to travel with the files, under the name that is reserved for it.
 
     Returns:
         ``{"archive", "digest": "sha256:..", "bytes", "files"}``.
@@ -35,10 +40,7 @@ def pack(directory: Path, archive: Path) -> dict[str, Any]:
         ConfigError: NOT_A_DIRECTORY, EMPTY_DIRECTORY, NOT_PACKABLE (links, devices), FILE_UNREADABLE, ARCHIVE_NAME,
             ARCHIVE_UNWRITABLE.
     """
-    if not directory.is_dir():
-        raise ConfigError(
-            "NOT_A_DIRECTORY", f"{directory} is no directory.", "Name the directory that holds the model's files."
-        )
+    check_directory(directory)
     if not archive.name.endswith(SUFFIXES):
         raise ConfigError(
             "ARCHIVE_NAME", f"{archive} ends in none of {', '.join(SUFFIXES)}.", "Give --output such a name."
@@ -48,13 +50,33 @@ def pack(directory: Path, archive: Path) -> dict[str, Any]:
     files = sorted((path.relative_to(directory).as_posix(), path) for path in _files(directory, left_out))
     if not files:
         raise ConfigError("EMPTY_DIRECTORY", f"{directory} holds no files.", "Put the model's files there first.")
-    digest = _write(archive, draft, files)
+    with tempfile.TemporaryDirectory() as folder:
+        if health is not None:
+            beside = Path(folder, RESERVED)
+            beside.write_bytes(health)
+            files = sorted([*files, (RESERVED, beside)])
+        digest = _write(archive, draft, files)
     return {
         "archive": str(archive),
         "digest": f"sha256:{digest}",
         "bytes": archive.stat().st_size,
         "files": [name for name, _ in files],
     }
+
+
+def check_directory(directory: Path) -> None:
+    """That a model's files can be in `directory`, and nothing that takes a reserved name.
+
+    Raises:
+        ConfigError: NOT_A_DIRECTORY, RESERVED_NAME.
+    """
+    if not directory.is_dir():
+        raise ConfigError(
+            "NOT_A_DIRECTORY", f"{directory} is no directory.", "Name the directory that holds the model's files."
+        )
+    if (directory / RESERVED).exists():
+        text = f"{directory} holds {RESERVED}, the name that a health check has in an archive."
+        raise ConfigError("RESERVED_NAME", text, "Take it out; --health records one.")
 
 
 def _files(directory: Path, left_out: set[Path]) -> Iterator[Path]:

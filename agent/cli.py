@@ -14,12 +14,12 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import agent
-from agent import cli_greengrass, cli_keys
+from agent import cli_greengrass, cli_keys, cli_package, cli_rollback
 from agent.errors import AgentError, ConfigError
 
 EX_CONFIG = 78
@@ -110,32 +110,25 @@ def _log(level: str) -> None:
 # -- models and deployments -------------------------------------------------------------------------------------------
 
 
-def _package(options: argparse.Namespace) -> int:
-    from agent.archive import pack
-
-    directory: Path = options.directory
-    made = pack(directory, options.output or Path(f"{directory.resolve().name}.tar.gz"))
-    if options.json:
-        print(json.dumps(made))
-    else:
-        print(f"{made['archive']}: {len(made['files'])} files, {made['bytes']} bytes")
-        print(f"Digest: {made['digest']}")
-    return 0
-
-
 def _deploy(options: argparse.Namespace) -> int:
     from agent.commands import deploy, document_bytes
 
     body = cli_keys.signed_if_asked(options, document_bytes(options.file))
+    last = _show(options, deploy(_where(options), body, wait=options.wait, timeout_s=options.timeout))
+    return 0 if last.get("status") in (("SUCCEEDED",) if options.wait else ("SUCCEEDED", "IN_PROGRESS")) else 1
+
+
+def _show(options: argparse.Namespace, statuses: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Prints statuses as they come, and returns the last."""
     last: dict[str, Any] = {}
     told: set[str] = set()  # a status repeats the warnings, and in a phase only its progress changes
-    for status in deploy(_where(options), body, wait=options.wait, timeout_s=options.timeout):
+    for status in statuses:
         last = status
         lines = [json.dumps(status)] if options.json else [line for line in _lines_of(status) if line not in told]
         told.update(lines)
         for line in lines:
             print(line, flush=True)
-    return 0 if last.get("status") in (("SUCCEEDED",) if options.wait else ("SUCCEEDED", "IN_PROGRESS")) else 1
+    return last
 
 
 def _lines_of(status: dict[str, Any]) -> list[str]:
@@ -243,21 +236,15 @@ def _parser() -> argparse.ArgumentParser:
     for each in (run, broker):
         each.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
 
-    package = add(
-        "package",
-        _package,
-        "Pack a model's directory and print its digest.",
-        "marram package model/ --output activity.tar.gz",
-    )
-    package.add_argument("directory", type=Path, metavar="DIRECTORY")
-    package.add_argument(
-        "--output", type=Path, metavar="FILE", help=".tar.gz, .tar or .zip (default: DIRECTORY.tar.gz)"
-    )
-
+    cli_package.register(add)
     deploy = add("deploy", _deploy, "Send a deployment document to a core.", "marram deploy deployment.yaml --wait")
     deploy.add_argument("file", type=Path, metavar="FILE", help="the document: JSON, YAML or msgpack")
     deploy.add_argument("--wait", action="store_true", help="until it has succeeded or failed")
     deploy.add_argument("--timeout", type=_seconds, default=3600.0, metavar="SECONDS", help="the longest wait")
+
+    turning = cli_rollback.register(add, _show)
+    for each in turning:
+        each.add_argument("--timeout", type=_seconds, default=600.0, metavar="SECONDS", help="the longest wait")
 
     cli_keys.add_sign_option(deploy)
     cli_keys.register(add)
@@ -285,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--core", metavar="NAME", help="the core's name, with --broker")
         for file in ("ca", "cert", "key"):
             each.add_argument(f"--{file}", type=Path, metavar="FILE", help=f"{file} of an mqtts:// broker, PEM")
-    for each in (package, deploy, status):
+    for each in (deploy, status, *turning):
         each.add_argument("--json", action="store_true", help="one line of JSON a result")
 
     demo = add("demo", _demo, "Show the whole of it on this machine, on free ports.", "marram demo --keep")

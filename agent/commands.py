@@ -135,6 +135,19 @@ def deploy(place: Place, body: bytes, *, wait: bool, timeout_s: float) -> Iterat
     yield from _blocking(_deploy_over_broker(settings, core, id, body, wait=wait, timeout_s=timeout_s))
 
 
+def turn(config: Path, command: str, *, wait: bool, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Has the agent on this device roll back or cancel, and yields the statuses that come of it.
+
+    Args:
+        command: ``rollback`` or ``cancel``.
+
+    Raises:
+        AgentError: why it cannot.
+    """
+    for reply in control.ask(load(config).state, {"command": command, "wait": wait}, timeout_s=timeout_s):
+        yield reply["status"]
+
+
 def _blocking(statuses: AsyncIterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """What an asynchronous iterator gives, as it comes."""
     loop = asyncio.new_event_loop()

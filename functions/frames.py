@@ -25,6 +25,8 @@ IOV_MAX: Final = 1024  # Linux: UIO_MAXIOV
 CONFIG: Final = 0  # [CONFIG, {..}]: first frame, once; see functions.worker.Config
 REQUEST: Final = 1  # [REQUEST, n, topic, content type or None, fallback id, wants an answer] + payload
 STOP: Final = 2  # [STOP]: finish what was received, then exit with 0
+CHECK: Final = 3  # [CHECK, n, resource, overrides] + a health check as JSON, see functions.health
+RECORD: Final = 4  # [RECORD, n, resource] + the inputs of golden requests as JSON
 
 # Worker to agent.
 READY: Final = 10  # [READY, {models: [..], import_s, load_s, warm_up_s, max_batch}]: import, load and warm-up are done
@@ -33,6 +35,8 @@ RESULT: Final = (
     12  # [RESULT, n, request id, reply_to or None, [[topic or None, content type, bytes], ..], answer] + outputs
 )
 ERROR: Final = 13  # [ERROR, n, request id, reply_to or None, code, message]
+CHECKED: Final = 14  # [CHECKED, n, code or None, message or None]
+RECORDED: Final = 15  # [RECORDED, n, code or None, message or None] + a list of outputs as JSON, one for each request
 
 
 Buffer: TypeAlias = bytes | bytearray | memoryview

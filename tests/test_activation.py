@@ -75,9 +75,11 @@ def test_a_group_that_is_started_again_while_it_drains_keeps_its_view(tmp_path: 
         await activation.promote(first)
         slow = bench.ask("sleepy", {"seconds": 1.5})
         await activation.warm(second)
-        await activation.promote(second)  # the first start of group 1 drains
+        await activation.promote(second)
+        await activation.release(second)  # the first start of group 1 drains
         await activation.warm(first)
-        await activation.promote(first)  # turned back, before it has ended
+        await activation.promote(first)  # before it has ended
+        await activation.discard(second)
         assert not slow.done()
         assert {"1-1", "1-3"} <= set(bench.views("sleepy"))
         assert isinstance(await slow, Answer)
@@ -85,5 +87,36 @@ def test_a_group_that_is_started_again_while_it_drains_keeps_its_view(tmp_path: 
         assert isinstance(await bench.ask("sleepy", {"seconds": 0}), Answer)
         await activation.stop(5)
         assert bench.views("sleepy") == []
+
+    asyncio.run(main())
+
+
+def test_the_way_back_needs_no_new_worker_and_loses_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        activation, dispatcher = bench.activation, bench.dispatcher
+        first, second = group(1, "sleepy", tmp_path), group(2, "sleepy", tmp_path)
+        await activation.warm(first)
+        await activation.promote(first)
+        before = dispatcher.pools["sleepy"]
+        pids = before.pids()
+        old = bench.ask("sleepy", {"seconds": 0.3})
+        waits = bench.ask("sleepy", {"seconds": 0})  # with no worker yet: the new ones take it
+        await activation.warm(second)
+        await activation.promote(second)
+        assert activation.in_use() == {1, 2}
+        assert isinstance(answer := await waits, Answer)
+        assert answer.origin.deployment == "d2"
+        new = [bench.ask("sleepy", {"seconds": 0.1}) for _ in range(3)]
+        await activation.warm(first)
+        await activation.promote(first)
+        await activation.discard(second)
+        assert dispatcher.pools["sleepy"] is before
+        assert before.pids() == pids
+        outcomes = await asyncio.gather(old, *new)
+        assert all(isinstance(outcome, Answer) for outcome in outcomes), outcomes
+        await bench.until(lambda: activation.in_use() == {1})
+        assert bench.views("sleepy") == ["1-1"]
+        await activation.stop(5)
 
     asyncio.run(main())

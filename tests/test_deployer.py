@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from agent.deployment.definition import Probation
 from agent.deployment.deployer import Deployer, Limits
 from agent.deployment.download import FetchLimits
 from agent.deployment.journal import Journal, Record
@@ -32,7 +33,7 @@ from agent.settings import Link, Policy, Settings, Topics
 from tests.s3_kit import S3Server, s3_server  # noqa: F401 - a fixture
 
 DEADLINE_S = 30.0
-LIMITS = Limits(fetch=FetchLimits(attempts=1, backoff_s=0.05))
+LIMITS = Limits(fetch=FetchLimits(attempts=1, backoff_s=0.05), probation=Probation(seconds=0))
 
 
 @functools.cache  # gzip notes the time
@@ -109,9 +110,22 @@ class Workers:
     async def warm(self, group: Group) -> None:
         await self._do("warm", group)
 
+    async def check(self, group: Group) -> None:
+        if "check" in self.fail | dict.fromkeys(self.hold):
+            await self._do("check", group)
+
     async def promote(self, group: Group) -> None:
         await self._do("promote", group)
         self.running = group.number
+
+    async def observe(self, group: Group, bounds: Probation) -> None:
+        await self._do("observe", group)
+
+    async def release(self, group: Group) -> None:
+        assert self.running == group.number
+
+    def in_use(self) -> set[int]:
+        return set() if self.running is None else {self.running}
 
     def remarks(self, group: Group) -> tuple[str, ...]:
         return ()
@@ -253,7 +267,8 @@ def test_a_deployment_succeeds_and_says_each_step(tmp_path: Path, s3: S3Server) 
             assert (last["core"], last["status"], last["reason"]) == ("press-7", "SUCCEEDED", None)
             phases = list(dict.fromkeys(s["phase"] for s in site.statuses))
             assert phases == [
-                "received", "fetching", "verifying", "unpacking", "staged", "warming", "swapping", "committed",
+                "received", "fetching", "verifying", "unpacking", "staged", "warming", "checking", "swapping",
+                "committed",
             ]  # fmt: skip
             assert agent.workers.told == [("warm", 1), ("promote", 1)]
             assert agent.current() == "d1"

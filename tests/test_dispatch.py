@@ -17,6 +17,7 @@ from agent.inference.dispatch import (
     MAX_QUEUED,
     Answer,
     Dispatcher,
+    Examination,
     Failure,
     Origin,
     Pool,
@@ -60,6 +61,9 @@ class FakeWorker:
     def send(self, n: int, request: Request) -> None:
         assert self.alive
         self.sent[n] = request
+
+    def examine(self, examination: Examination, done: Callable[[AgentError | None], None]) -> None:
+        raise AssertionError("nobody asks for it here")
 
     def stop(self) -> None:
         self.stopped = True

@@ -50,9 +50,17 @@ def test_every_final_state_is_durable_before_it_is_said(state: State) -> None:
 
 @pytest.mark.parametrize("state", State)
 def test_what_was_routed_is_turned_back_never_just_failed(state: State) -> None:
-    if state in (State.SWAPPING, State.PROMOTING):
+    if state in (State.SWAPPING, State.PROMOTING, State.PROBATION):
         assert step(state, Event.FAULT).state is State.TURNING_BACK
-        assert state not in CANCELLABLE
+        assert (state in CANCELLABLE) == (state is State.PROBATION)
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_way_back_is_kept_until_the_commit_is_durable(state: State) -> None:
+    for reached in (s for s in TRANSITIONS.values() if s.state is state):
+        assert (Effect.RELEASE in reached.effects) == (state is State.COMMITTED)
+        if Effect.RELEASE in reached.effects:
+            assert reached.effects.index(Effect.JOURNAL) < reached.effects.index(Effect.RELEASE)
 
 
 @given(st.lists(st.sampled_from(list(Event)), max_size=30), st.booleans())
@@ -68,7 +76,7 @@ def test_whatever_happens_it_ends_and_commits_only_after_all_steps(events: list[
             state = resumed(state)
     if state is State.COMMITTED:
         assert [s for s in seen if s is not State.TURNING_BACK][:1] == [State.RECEIVED]
-        assert {State.FETCHING, State.WARMING, State.SWAPPING, State.PROMOTING} <= set(seen)
+        assert {State.FETCHING, State.WARMING, State.CHECKING, State.SWAPPING, State.PROMOTING} <= set(seen)
     for _ in range(10):  # from anywhere, faults alone lead to an end
         if state in FINAL:
             break

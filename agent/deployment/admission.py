@@ -100,6 +100,8 @@ def _with_content(deployment: Deployment, content: Deployment) -> Deployment:
         sequence=deployment.sequence,
         body_digest=deployment.body_digest,
         warnings=(*content.warnings, *deployment.warnings),
+        probation=deployment.probation or content.probation,
+        retry_quarantined=deployment.retry_quarantined,
     )
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.deployment import host_links
+from agent.deployment import host_links, quarantine
 from agent.deployment.admission import Admission
-from agent.deployment.definition import Deployment
+from agent.deployment.definition import Deployment, Probation
 from agent.deployment.download import FetchLimits
 from agent.deployment.installation import Installed, install, job_of
 from agent.deployment.journal import Record
@@ -37,14 +37,29 @@ class Activation(Protocol):
     async def warm(self, group: Group) -> None:
         """Starts the group's workers beside those that run; returns when all are ready."""
 
+    async def check(self, group: Group) -> None:
+        """Has the group's workers pass the health checks of their models."""
+
     def remarks(self, group: Group) -> tuple[str, ...]:
         """What the group's warm workers have to say that the deployment's warnings are to hold."""
 
     async def promote(self, group: Group) -> None:
-        """Routes requests to the group's workers; returns when the brokers know. Group 0 has no workers."""
+        """Routes requests to the group's workers; returns when the brokers know. Group 0 has no workers.
+
+        The workers of before are kept, so that to warm and promote their group again takes no time.
+        """
+
+    async def observe(self, group: Group, bounds: Probation) -> None:
+        """Watches the workers in use until the probation is over."""
 
     async def discard(self, group: Group) -> None:
-        """Ends the group's warm workers; it need not have any."""
+        """Ends the group's workers, unless they are in use; it need not have any."""
+
+    async def release(self, group: Group) -> None:
+        """Ends all kept workers but those of this group."""
+
+    def in_use(self) -> set[int]:
+        """The numbers of the groups that workers still run of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +69,16 @@ class Limits:
     Attributes:
         attempts: how often a deployment is begun or resumed after the agent or its installer died.
         fetch_s, warm_s, step_s: deadlines of fetching, of warming, and of anything else, seconds.
+        check_s: of the health checks; in probation, beyond its own time.
+        probation: of a document that says nothing of it.
     """
 
     attempts: int = 3
     fetch_s: float = 6 * 3600.0
     warm_s: float = 600.0
     step_s: float = 120.0
+    check_s: float = 180.0
+    probation: Probation = field(default_factory=Probation)
     fetch: FetchLimits = field(default_factory=FetchLimits)
     caps: Caps = field(default_factory=Caps)
 
@@ -97,6 +116,9 @@ class Course:
         body = await in_thread(self._store.journal.body, record.body_digest)
         floor = self._ledger.journal.floor
         deployment = await in_thread(self._admission.check, body, retained=record.retained, floor=floor)
+        self._refuse_quarantined(
+            deployment, [each.digest.removeprefix("sha256:") for each in deployment.resources if each.digest]
+        )
         self._ledger.view.versions = {}
         self._ledger.view.previous = await in_thread(self._versions_of, record.previous)
         return Outcome(Event.ACCEPTED, {"warnings": deployment.warnings})
@@ -108,6 +130,7 @@ class Course:
         folders = await in_thread(folders_of, deployment, self._settings.functions)
         known = await in_thread(self._store.known)
         installed = await self._install(self._job(deployment, folders, known))
+        self._refuse_quarantined(deployment, (*installed.objects.values(), *installed.code.values()))
         journal = self._ledger.journal
         journal.last_group = max(journal.last_group, *self._store.numbers(), 0) + 1
         group = await in_thread(
@@ -116,6 +139,10 @@ class Course:
         )  # fmt: skip
         self._ledger.view.versions = group.versions
         return Outcome(Event.FETCHED, {"group": group.number})
+
+    def _refuse_quarantined(self, deployment: Deployment, digests: Iterable[str]) -> None:
+        if not deployment.retry_quarantined:
+            quarantine.refuse(self._ledger.journal.quarantine, (f"sha256:{hex}" for hex in digests))
 
     def _job(self, deployment: Deployment, folders: Mapping[str, Path], known: Mapping[str, Known]) -> dict[str, Any]:
         limits, allowed = self._limits, self._settings.policy.sources
@@ -147,11 +174,16 @@ class Course:
     async def warm(self, record: Record) -> Outcome:
         """Has the new workers started; what another process wrote is verified first."""
         group = await self.group(record)
-        if record.attempt > 1:
+        if record.attempt > 1 or record.rollback is not None:
             await in_thread(self._store.verify, group)
         await self._activation.warm(group)
         remarks = dict.fromkeys((*record.warnings, *self._activation.remarks(group)))
         return Outcome(Event.WARMED, {"warnings": tuple(remarks)})
+
+    async def check(self, record: Record) -> Outcome:
+        """Has the new workers' models pass their health checks."""
+        await self._activation.check(await self.group(record))
+        return Outcome(Event.HEALTHY)
 
     async def swap(self, record: Record) -> Outcome:
         """Turns the link."""
@@ -164,7 +196,59 @@ class Course:
         self._routed = group.number
         await self._activation.promote(group)
         links = await self.align_host(group)
-        return Outcome(Event.PROMOTED, {"warnings": (*record.warnings, *links.warnings)})
+        on_trial = await self._probation(record) is not None
+        if not on_trial:
+            self._lift_quarantine(group)
+        return Outcome(
+            Event.ON_TRIAL if on_trial else Event.PROMOTED, {"warnings": (*record.warnings, *links.warnings)}
+        )
+
+    async def observe(self, record: Record) -> Outcome:
+        """Watches the new workers at work."""
+        group, bounds = await self.group(record), await self._probation(record)
+        if bounds is not None:
+            deadline_s = bounds.seconds + self._limits.check_s
+            try:
+                await asyncio.wait_for(self._activation.observe(group, bounds), deadline_s)
+            except asyncio.TimeoutError:
+                text = f"probation took longer than {deadline_s:g} s"
+                raise AgentError("DEADLINE_EXCEEDED", text, "Deploy again.") from None
+        self._lift_quarantine(group)
+        return Outcome(Event.PASSED)
+
+    async def _probation(self, record: Record) -> Probation | None:
+        """The bounds of the record's probation; None: it has none, as for what has no function or ran before."""
+        if record.rollback is not None:
+            return None
+        deployment, _ = await in_thread(self._admission.read, record)
+        bounds = deployment.probation or self._limits.probation
+        return bounds if deployment.functions and bounds.seconds > 0 else None
+
+    async def quarantine(self, record: Record, reason: Mapping[str, str]) -> tuple[str, ...]:
+        """Notes, for the next save, that what the record brought failed its trial; returns the digests."""
+        if record.rollback is not None or record.group is None:
+            return ()
+        tried, before = (
+            await in_thread(self._digests_of, record.group),
+            await in_thread(self._digests_of, record.previous),
+        )
+        entry = quarantine.entry_of(tried, before, record.id, reason)
+        if entry is None:
+            return ()
+        journal = self._ledger.journal
+        journal.quarantine = quarantine.added(journal.quarantine, entry)
+        return tuple(entry["digests"])
+
+    def _lift_quarantine(self, group: Group) -> None:
+        journal = self._ledger.journal
+        if journal.quarantine:
+            journal.quarantine = quarantine.lifted(journal.quarantine, _digests(group))
+
+    def _digests_of(self, number: int | None) -> set[str]:
+        try:
+            return _digests(self._store.group(number)) if number is not None else set()
+        except IntegrityError:
+            return set()
 
     async def align_host(self, group: Group | None) -> host_links.Links:
         """Makes the links on the host's file system that the group is to have."""
@@ -189,6 +273,14 @@ class Course:
 
     # -- effects ----------------------------------------------------------------------------------------------------
 
+    async def release(self, record: Record) -> None:
+        """Ends the workers that were kept for the way back; its failure changes nothing."""
+        try:
+            group = await self.group(record)
+            await asyncio.wait_for(self._activation.release(group), self._limits.step_s)
+        except Exception as error:
+            log.error("deployment %s: the workers of before could not be ended: %r", record.id, error)
+
     async def discard(self, record: Record) -> None:
         """Ends the new workers, if there are any; its failure changes nothing."""
         if record.group is None:
@@ -202,7 +294,8 @@ class Course:
     async def prune(self, record: Record) -> None:
         """Removes what no group needs; its failure changes nothing."""
         try:
-            await in_thread(self._store.prune, {record.previous})
+            keep = {record.previous, *self._activation.in_use()}
+            await in_thread(self._store.prune, keep)
             if record.state is State.COMMITTED:
                 await in_thread(self._store.objects.clear_downloads)
             async with self._ledger.documents:
@@ -224,3 +317,8 @@ class Course:
             return self._store.group(number).versions if number is not None else {}
         except IntegrityError:
             return {}
+
+
+def _digests(group: Group) -> set[str]:
+    """What the group is made of: its models' versions, and those of its functions' code."""
+    return {ref.version for ref in (*group.objects.values(), *group.code.values())}

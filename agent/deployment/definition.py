@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from agent.settings import Subscription
 
@@ -79,6 +79,23 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """What a model must answer before it is used.
+
+    Attributes:
+        requests: ``{"Inputs": {name: nested lists}, "Outputs": {..}}`` each; an output that is not named may be
+            anything but NaN.
+        absolute, relative: an output may be off by ``absolute + relative * |expected|``; None: the worker's default.
+        max_latency_ms: the longest median of a request's runs; None: any.
+    """
+
+    requests: tuple[Mapping[str, Any], ...] = ()
+    absolute: float | None = None
+    relative: float | None = None
+    max_latency_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Resource:
     """A model.
 
@@ -87,6 +104,7 @@ class Resource:
         digest: the archive's promised ``sha256:..``; None where the document gives none.
         runtime: the runtime's name; None: found out from the files.
         options: settings of the runtime.
+        health: the document's health check; a package may carry one of its own.
     """
 
     id: str
@@ -97,6 +115,7 @@ class Resource:
     digest: str | None = None
     runtime: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+    health: HealthCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +182,19 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Probation:
-    """How long a new group is watched: until either has passed."""
+    """How a new group is watched at work before it is committed.
+
+    Attributes:
+        seconds: for how long at most; 0: not at all.
+        requests: it ends as soon as so many were answered; None: only with its time.
+        max_error_rate: the greatest part of them that may fail by the function's fault.
+        max_latency_ms: the longest median of what they may take in the function; None: any.
+    """
 
     seconds: float = 5.0
-    requests: int = 50
+    requests: int | None = 50
+    max_error_rate: float = 0.5
+    max_latency_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +206,8 @@ class Deployment:
         sequence: Marram.Sequence; None where the document has none.
         body_digest: SHA-256 of the document's exact bytes, of a signed one without its envelope; hex.
         warnings: what the document asks for and this core does not do.
+        probation: None where the document leaves it open.
+        retry_quarantined: whether what failed a trial before is to be tried again.
         signed_by: the id of the trusted key whose signature was verified when the document was taken; None: none was.
     """
 
@@ -191,6 +221,7 @@ class Deployment:
     warnings: tuple[str, ...] = ()
     probation: Probation | None = None
     signed_by: str | None = None
+    retry_quarantined: bool = False
 
     def resource(self, id: str) -> Resource:
         """The resource with that Id.

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from agent.deployment import durable
 from agent.deployment.machine import State
+from agent.deployment.quarantine import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class Record:
         group: its group's number once that is written.
         previous: the number of the group that was current when it began; None: none was.
         reason: why it is being turned back; a status's ``reason``.
+        rollback: the DeploymentId of the group that is turned back to by hand; None: it is no rollback.
+        quarantined: the digests that failed their trial in it.
     """
 
     id: str
@@ -45,6 +48,8 @@ class Record:
     previous: int | None = None
     reason: dict[str, str] | None = None
     warnings: tuple[str, ...] = ()
+    rollback: str | None = None
+    quarantined: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -57,6 +62,7 @@ class Journal:
         unreported: final statuses that may not have reached the spool or the broker.
         host_links: the links made outside the state directory, absolute.
         last_group: the highest number a group ever had; numbers are not used again.
+        quarantine: what failed its trial here, see `quarantine`.
     """
 
     active: Record | None = None
@@ -67,6 +73,7 @@ class Journal:
     unreported: list[Status] = field(default_factory=list)
     host_links: list[str] = field(default_factory=list)
     last_group: int = 0
+    quarantine: list[Entry] = field(default_factory=list)
 
     def remember(self, digest: str, status: Status) -> None:
         """Keeps `status` as the answer for its id; the oldest ids are forgotten."""
@@ -87,6 +94,7 @@ class Journal:
             "unreported": self.unreported,
             "host_links": self.host_links,
             "last_group": self.last_group,
+            "quarantine": self.quarantine,
         }
         return json.dumps(values, separators=(",", ":")).encode()
 
@@ -109,13 +117,15 @@ def decode(data: bytes) -> Journal:
         unreported=list(values["unreported"]),
         host_links=list(values["host_links"]),
         last_group=int(values["last_group"]),
+        quarantine=list(values.get("quarantine", ())),  # added after the first journals were written
     )
 
 
 def _record(values: dict[str, Any] | None) -> Record | None:
     if values is None:
         return None
-    return Record(**{**values, "state": State(values["state"]), "warnings": tuple(values["warnings"])})
+    tuples = {name: tuple(values.get(name, ())) for name in ("warnings", "quarantined")}
+    return Record(**{**values, "state": State(values["state"]), **tuples})
 
 
 class JournalFile:

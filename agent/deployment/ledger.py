@@ -102,11 +102,28 @@ class Ledger:
             raise
         return status
 
+    async def begin(self, record: Record) -> None:
+        """Journals and tells a deployment that no document asked for, and that waits its turn now.
+
+        Raises:
+            OSError: the journal cannot be written; nothing has begun.
+        """
+        status = status_of(record.id, self._core, IN_PROGRESS, "received", time.time())
+        status["rollbackTo"] = record.rollback
+        self.keep(record.body_digest, status)
+        try:
+            await self.save()
+        except OSError:
+            self.journal.waiting = None
+            del self.journal.statuses[record.id]
+            raise
+        self.tell(status)
+
     def _enter(self, record: Record, status: Status) -> None:
         self.keep(record.body_digest, status)
         if record.state in machine.FINAL:
             self.journal.active = None
-        if record.state is State.COMMITTED:
+        if record.state is State.COMMITTED and record.rollback is None:
             sequence = read_accepted(self._store.journal.body(record.body_digest)).sequence
             if sequence is not None:
                 self.journal.floor = max(sequence, self.journal.floor or 0)
@@ -122,6 +139,10 @@ class Ledger:
         """The record's status now."""
         final = record.state in machine.FINAL
         failed = final and record.state is not State.COMMITTED
+        if record.rollback is not None:
+            more["rollbackTo"] = record.rollback
+        if record.quarantined:
+            more["quarantined"] = list(record.quarantined)
         return {
             **status_of(
                 record.id,

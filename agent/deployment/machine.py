@@ -18,8 +18,10 @@ class State(str, Enum):
     RECEIVED = "RECEIVED"  # its document is journalled; it waits its turn and is then looked at
     FETCHING = "FETCHING"  # its objects are fetched, verified, unpacked and synced; its group is written
     WARMING = "WARMING"  # new workers load the new objects beside the running ones
+    CHECKING = "CHECKING"  # their models pass the health checks
     SWAPPING = "SWAPPING"  # the link `current` is about to turn, or has turned
     PROMOTING = "PROMOTING"  # requests are routed to the new workers
+    PROBATION = "PROBATION"  # the new workers are watched at work, those of before are kept
     TURNING_BACK = "TURNING_BACK"  # what ran before is put back
     COMMITTED = "COMMITTED"
     FAILED = "FAILED"
@@ -33,8 +35,11 @@ class Event(str, Enum):
     REFUSED = "REFUSED"  # no source was fetched
     FETCHED = "FETCHED"
     WARMED = "WARMED"
+    HEALTHY = "HEALTHY"
     SWAPPED = "SWAPPED"
-    PROMOTED = "PROMOTED"
+    PROMOTED = "PROMOTED"  # and nothing more is asked of it
+    ON_TRIAL = "ON_TRIAL"  # promoted, to be watched
+    PASSED = "PASSED"
     TURNED_BACK = "TURNED_BACK"
     FAULT = "FAULT"  # whatever went wrong, a passed deadline and a cancellation included
 
@@ -45,6 +50,7 @@ class Effect(str, Enum):
     JOURNAL = "JOURNAL"
     REPORT = "REPORT"
     DISCARD = "DISCARD"  # end the new workers, if any
+    RELEASE = "RELEASE"  # end the workers of before, which were kept for the way back
     PRUNE = "PRUNE"  # remove what no group needs any more
 
 
@@ -61,6 +67,7 @@ class Step:
 
 
 _GO_ON: Final = (Effect.JOURNAL, Effect.REPORT)
+_COMMIT: Final = (*_GO_ON, Effect.RELEASE, Effect.PRUNE)
 _GIVE_UP: Final = (Effect.DISCARD, Effect.JOURNAL, Effect.REPORT, Effect.PRUNE)
 
 TRANSITIONS: Final[dict[tuple[State, Event], Step]] = {
@@ -69,26 +76,35 @@ TRANSITIONS: Final[dict[tuple[State, Event], Step]] = {
     (State.RECEIVED, Event.FAULT): Step(State.FAILED, _GO_ON),
     (State.FETCHING, Event.FETCHED): Step(State.WARMING, _GO_ON),
     (State.FETCHING, Event.FAULT): Step(State.FAILED, _GIVE_UP),
-    (State.WARMING, Event.WARMED): Step(State.SWAPPING, _GO_ON),
+    # No JOURNAL: after a restart no worker is warm, whether it was checked or not.
+    (State.WARMING, Event.WARMED): Step(State.CHECKING, (Effect.REPORT,)),
     (State.WARMING, Event.FAULT): Step(State.FAILED, _GIVE_UP),
+    (State.CHECKING, Event.HEALTHY): Step(State.SWAPPING, _GO_ON),
+    (State.CHECKING, Event.FAULT): Step(State.FAILED, _GIVE_UP),
     # No JOURNAL: after a restart it makes no difference whether the link was turned.
     (State.SWAPPING, Event.SWAPPED): Step(State.PROMOTING, ()),
     (State.SWAPPING, Event.FAULT): Step(State.TURNING_BACK, (Effect.JOURNAL,)),
-    (State.PROMOTING, Event.PROMOTED): Step(State.COMMITTED, (*_GO_ON, Effect.PRUNE)),
+    (State.PROMOTING, Event.PROMOTED): Step(State.COMMITTED, _COMMIT),
+    (State.PROMOTING, Event.ON_TRIAL): Step(State.PROBATION, _GO_ON),
     (State.PROMOTING, Event.FAULT): Step(State.TURNING_BACK, (Effect.JOURNAL,)),
+    (State.PROBATION, Event.PASSED): Step(State.COMMITTED, _COMMIT),
+    (State.PROBATION, Event.FAULT): Step(State.TURNING_BACK, (Effect.JOURNAL,)),
     (State.TURNING_BACK, Event.TURNED_BACK): Step(State.FAILED, _GIVE_UP),
     (State.TURNING_BACK, Event.FAULT): Step(State.FAILED, _GIVE_UP),
 }
 
 FINAL: Final = frozenset({State.COMMITTED, State.FAILED, State.REJECTED})
-CANCELLABLE: Final = frozenset({State.RECEIVED, State.FETCHING, State.WARMING})
+CANCELLABLE: Final = frozenset({State.RECEIVED, State.FETCHING, State.WARMING, State.CHECKING, State.PROBATION})
+TRIALS: Final = frozenset({State.CHECKING, State.PROBATION})
 STATUS: Final = {State.COMMITTED: "SUCCEEDED", State.FAILED: "FAILED", State.REJECTED: "REJECTED"}
 PHASES: Final = {
     State.RECEIVED: "received",
     State.FETCHING: "fetching",
     State.WARMING: "warming",
+    State.CHECKING: "checking",
     State.SWAPPING: "swapping",
     State.PROMOTING: "swapping",
+    State.PROBATION: "probation",
     State.TURNING_BACK: "turning back",
     State.COMMITTED: "committed",
     State.FAILED: "failed",
@@ -121,6 +137,6 @@ def resumed(state: State) -> State:
         A state that needs nothing but what is durable: a group that was written is not fetched again, as neither a
         swap nor a rollback may need the network.
     """
-    if state in (State.SWAPPING, State.PROMOTING):
+    if state in (State.CHECKING, State.SWAPPING, State.PROMOTING, State.PROBATION):
         return State.WARMING
     return state

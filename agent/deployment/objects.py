@@ -1,7 +1,8 @@
 """The objects of the state directory: unpacked archives and copied folders that never change once they are there.
 
 ``objects/<hex>/`` holds ``tree/``, nothing but what the archive held, and ``manifest.json``: the SHA-256 of every file,
-so that a tree can be proven whole at any later time. An archive's object is named by the archive's SHA-256, a folder's
+so that a tree can be proven whole at any later time. A health check that the archive carries is no part of the model
+and lies beside the tree, as ``health.json``. An archive's object is named by the archive's SHA-256, a folder's
 by a digest over its files. All methods block. The installer is the only writer; readers need no lock, as a name appears
 with all that it names.
 """
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.deployment import durable
+from agent.deployment.health import RESERVED, invalid, read_recorded
 from agent.errors import IntegrityError, RejectedError
 
 FORMAT: Final = 1
 CHUNK_BYTES: Final = 1024 * 1024
 MAX_FOLDER_BYTES: Final = 1024**3
 MAX_FOLDER_FILES: Final = 20_000
+HEALTH: Final = "health.json"
 NOT_COPIED: Final = frozenset({"__pycache__", ".git"})
 
 
@@ -49,6 +52,11 @@ class ObjectRef:
 
     hex: str
     tree: Path
+
+    @property
+    def health(self) -> Path:
+        """Where the health check is that came with it, if one did."""
+        return self.tree.parent / HEALTH
 
     @property
     def version(self) -> str:
@@ -106,8 +114,10 @@ class Objects:
         Raises:
             IntegrityError: OBJECT_DAMAGED, a file is missing, is other than it was, or was added.
         """
-        expected = {file["path"]: Entry(**file) for file in self.manifest(hex)["files"]}
+        manifest = self.manifest(hex)
+        expected = {file["path"]: Entry(**file) for file in manifest["files"]}
         tree = self.directory / hex / "tree"
+        _verify_health(self.ref(hex).health, manifest.get("health"), hex)
         found = set()
         for path in _files(tree):
             name = path.relative_to(tree).as_posix()
@@ -130,6 +140,9 @@ class Objects:
 
         Args:
             facts: what else the manifest says, such as the source.
+
+        Raises:
+            RejectedError: HEALTH_CHECK_INVALID, the archive's health check cannot be used; what was staged is removed.
         """
         final = self.directory / hex
         if final.exists():
@@ -138,6 +151,8 @@ class Objects:
                 return self.ref(hex)
             durable.remove(final)
         manifest = {"format": FORMAT, "digest": f"sha256:{hex}", **facts}
+        if facts.get("kind") == "archive":
+            entries, manifest["health"] = _set_health_aside(staged, list(entries))
         manifest["files"] = [asdict(entry) for entry in entries]
         (staged / "manifest.json").write_text(json.dumps(manifest, separators=(",", ":")))
         durable.sync_tree(staged)
@@ -178,6 +193,28 @@ class Objects:
         for hex in self.names():
             if hex not in keep:
                 durable.remove(self.directory / hex)
+
+
+def _set_health_aside(staged: Path, entries: list[Entry]) -> tuple[list[Entry], dict[str, Any] | None]:
+    """Moves an archive's health check out of the tree; gives the entries of the tree, and the check's."""
+    found = next((entry for entry in entries if entry.path == RESERVED), None)
+    if found is None:
+        return entries, None
+    try:
+        read_recorded((staged / "tree" / RESERVED).read_bytes())
+        if len(entries) == 1:
+            raise invalid("there is no model with it")
+    except RejectedError:
+        durable.remove(staged)
+        raise
+    (staged / "tree" / RESERVED).rename(staged / HEALTH)
+    return [entry for entry in entries if entry is not found], asdict(found)
+
+
+def _verify_health(path: Path, entry: dict[str, Any] | None, hex: str) -> None:
+    there = path.is_file() and not path.is_symlink()
+    if there != (entry is not None) or (entry is not None and file_digest(path) != entry["sha256"]):
+        raise _damaged(hex, "its health check is not what it was")
 
 
 def file_digest(path: Path) -> str:

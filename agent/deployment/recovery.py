@@ -11,7 +11,7 @@ from dataclasses import replace
 from agent.deployment import machine
 from agent.deployment.journal import Record
 from agent.deployment.store import Group, Store
-from agent.errors import IntegrityError
+from agent.errors import IntegrityError, RejectedError
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,31 @@ def resume(store: Store, record: Record) -> Record:
     return replace(record, state=state, attempt=record.attempt + 1)
 
 
+def last_good(store: Store) -> Group:
+    """The group that ran before the current one, every file of it read.
+
+    Raises:
+        RejectedError: NOTHING_TO_ROLL_BACK.
+    """
+    try:
+        current = store.current()
+        if current is None or current.previous is None:
+            why = "nothing ran before what runs now" if current else "nothing is deployed"
+            raise RejectedError("NOTHING_TO_ROLL_BACK", why, "Deploy the group that is wanted.")
+        found = store.group(current.previous)
+        store.verify(found)
+    except IntegrityError as error:
+        text = f"the group before is not whole any more: {error.message}"
+        raise RejectedError("NOTHING_TO_ROLL_BACK", text, "Deploy the group that is wanted.") from error
+    return found
+
+
 def whole_group(store: Store, unproven: int | None) -> Group | None:
     """The current group once all its files have been read; if it is damaged, the newest older one that is whole.
 
     Args:
-        unproven: the group of the interrupted deployment; it is never chosen in another's place.
+        unproven: the group of the interrupted deployment; it is never chosen in another's place. A rollback's was
+            proven before.
     """
     current = store.current_number()
     if current is None:

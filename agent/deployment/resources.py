@@ -9,8 +9,18 @@ import posixpath
 from typing import Final
 from urllib.parse import urlsplit
 
-from agent.deployment.definition import FileSource, HttpsSource, Owner, Resource, S3Source, SageMakerSource, Source
+from agent.deployment.definition import (
+    FileSource,
+    HealthCheck,
+    HttpsSource,
+    Owner,
+    Resource,
+    S3Source,
+    SageMakerSource,
+    Source,
+)
 from agent.deployment.fields import UNSUPPORTED, Fields, Problems, nearest, shown
+from agent.deployment.health import read_health
 
 ID: Final = r"[A-Za-z0-9:_-]{1,128}"
 ID_WORDS: Final = "1 to 128 of the characters A-Z a-z 0-9 : _ -"
@@ -54,7 +64,7 @@ def _resource(fields: Fields) -> Resource | None:
     name = fields.text("Name", required=True, pattern=ID, what=ID_WORDS)
     data = _data(fields)
     extra = fields.fields("Marram")
-    digest, runtime, options = _extra(extra) if extra else (None, None, {})
+    digest, runtime, options, health = _extra(extra) if extra else (None, None, {}, None)
     fields.done()
     if id is None or data is None:
         return None
@@ -64,7 +74,7 @@ def _resource(fields: Fields) -> Resource | None:
     data.done()
     if source is None:
         return None
-    return Resource(id, name or id, source, destination, owner, digest, runtime, options)
+    return Resource(id, name or id, source, destination, owner, digest, runtime, options, health)
 
 
 def _data(fields: Fields) -> Fields | None:
@@ -167,18 +177,17 @@ def _owner(data: Fields) -> Owner | None:
     return None
 
 
-def _extra(extra: Fields) -> tuple[str | None, str | None, dict[str, object]]:
+def _extra(extra: Fields) -> tuple[str | None, str | None, dict[str, object], HealthCheck | None]:
     digest = extra.text("Digest", pattern=DIGEST, what=DIGEST_WORDS)
     runtime = extra.text("Runtime")
     if runtime in RUNTIMES_TO_COME:
         extra.bad("Runtime", f"the runtime {runtime} is not supported yet", UNSUPPORTED)
     elif runtime is not None and runtime not in RUNTIMES:
         extra.bad("Runtime", f"must be one of {', '.join(RUNTIMES)}, not {shown(runtime)}{nearest(runtime, RUNTIMES)}")
-    if extra.take("HealthCheck") is not None:
-        extra.bad("HealthCheck", "is not supported yet", UNSUPPORTED)
+    health = extra.fields("HealthCheck")
     options = _options(extra)
     extra.done()
-    return digest, runtime, options
+    return digest, runtime, options, read_health(health) if health else None
 
 
 def _options(extra: Fields) -> dict[str, object]:

@@ -11,7 +11,7 @@ request that ran into its time limit is answered at once and never run again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -87,6 +87,21 @@ class Failure:
     reply_to: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """A health check for a worker to run on its loaded model.
+
+    Attributes:
+        resource: the model's resource Id.
+        overrides: bounds that hold in place of the check's own.
+        check: as `functions.health` reads it.
+    """
+
+    resource: str
+    overrides: Mapping[str, Any]
+    check: bytes
+
+
 class Worker(Protocol):
     """A worker process as the pool sees it. None of its methods blocks."""
 
@@ -94,6 +109,9 @@ class Worker(Protocol):
     def pid(self) -> int: ...
 
     def send(self, n: int, request: Request) -> None: ...
+    def examine(self, examination: Examination, done: Callable[[AgentError | None], None]) -> None:
+        """Run a health check between requests; `done` gets what is wrong, once, also where the worker is lost."""
+
     def stop(self) -> None:
         """Finish what was sent, then end."""
 
@@ -117,6 +135,16 @@ class _Slot:
     service_s: float = SENT_AHEAD_S
     busy_since_s: float = 0.0
     max_batch: int = 1
+
+
+class Observer(Protocol):
+    """Who watches a pool at work. Called on the way of requests: must be quick."""
+
+    def settled(self, error: AgentError | None, latency_s: float) -> None:
+        """A request was settled so long after a worker had been sent it."""
+
+    def lost(self, function: str, reason: AgentError) -> None:
+        """A worker is gone that nobody told to go."""
 
 
 class Clock(Protocol):
@@ -158,6 +186,7 @@ class Pool:
         self.origin = origin
         self.limits = limits
         self.last_loss: AgentError | None = None
+        self.observer: Observer | None = None
         self._start = start
         self._clock = clock
         self._jitter = jitter
@@ -194,6 +223,10 @@ class Pool:
         """Starts the workers."""
         for _ in range(self.limits.processes):
             self._add()
+
+    def ready_workers(self) -> list[Worker]:
+        """The workers that take requests now."""
+        return [slot.worker for slot in self._slots if slot.ready and not slot.condemned]
 
     def pids(self) -> list[int]:
         """Process ids of the workers, for the status."""
@@ -267,6 +300,8 @@ class Pool:
     def _fail(
         self, request: Request, error: AgentError, request_id: str | None = None, reply_to: str | None = None
     ) -> None:
+        if self.observer is not None:
+            self.observer.settled(error, 0.0)
         request.settle(request, Failure(self.origin, error, request_id, reply_to))
 
     def _why_failed(self) -> AgentError:
@@ -301,6 +336,8 @@ class Pool:
         slot.service_s += 0.1 * (now - slot.busy_since_s - slot.service_s)
         slot.busy_since_s = now
         self._losses = 0
+        if self.observer is not None:
+            self.observer.settled(outcome.error if type(outcome) is Failure else None, now - request.sent_s)
         request.settle(request, outcome)
         if self._queue:
             self._pump()
@@ -315,6 +352,8 @@ class Pool:
         self.last_loss = reason
         if not slot.ready and not slot.stopping:
             self._failed_starts += 1
+        if self.observer is not None and not slot.stopping:
+            self.observer.lost(self.origin.function, reason)
         self._resend(slot, reason)
         if self._heir is None:
             self._replace()
@@ -384,6 +423,11 @@ class Pool:
 
     # -- ending -----------------------------------------------------------------------------------------------------
 
+    def hand_over(self, heir: Callable[[Request], None]) -> None:
+        """Gives away what no worker has been sent; the workers go on with what they have, and stay."""
+        while self._queue:
+            heir(self._dequeue())
+
     def drain(self, heir: Callable[[Request], None], drained: Callable[[], None]) -> None:
         """Lets the workers finish what they have, then ends them.
 
@@ -392,8 +436,7 @@ class Pool:
             drained: runs when the last worker is gone.
         """
         self._heir, self._drained = heir, drained
-        while self._queue:
-            heir(self._dequeue())
+        self.hand_over(heir)
         for slot in self._slots:
             slot.stopping = True
             slot.worker.stop()
@@ -442,12 +485,19 @@ class Dispatcher:
         pool = self.pools.get(function)
         return pool is None or pool.state != "starting"
 
-    def promote(self, pools: Iterable[Pool], drained: Callable[[Pool], None]) -> None:
-        """Puts `pools` into use in place of all others; those drain, and what waited in them goes to the new ones."""
+    def promote(self, pools: Iterable[Pool], drained: Callable[[Pool], None] | None = None) -> None:
+        """Puts `pools` into use in place of all others; what waited in those goes to the new ones.
+
+        Args:
+            drained: called for each of the old pools at its end; None: they stay as they are, without requests.
+        """
         old = self.pools
         self.pools = {pool.origin.function: pool for pool in pools}
         for pool in old.values():
-            pool.drain(self.submit, partial(drained, pool))
+            if drained is None:
+                pool.hand_over(self.submit)
+            else:
+                pool.drain(self.submit, partial(drained, pool))
 
     def states(self) -> list[tuple[str, str]]:
         """(function, state) of each function in use, sorted."""

@@ -24,7 +24,7 @@ import msgpack
 
 import functions
 from agent.errors import AgentError, FunctionError
-from agent.inference.dispatch import Answer, Failure, Origin, Pool, Request, Worker
+from agent.inference.dispatch import Answer, Examination, Failure, Origin, Pool, Request, Worker
 from functions import frames
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ MEMORY_CHECK_S = 0.2
 SOCKET_BYTES = 4 * 1024 * 1024
 KEPT_LINES = 20
 PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
+Examined = Callable[[AgentError | None], None]
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS", "MXNET_CPU_WORKER_NTHREADS")
 
 
@@ -98,6 +99,8 @@ class WorkerProcess:
         self._ready = False
         self._stopping = False
         self._reason: AgentError | None = None
+        self._examined = 0
+        self._examinations: dict[int, Examined] = {}
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._timers: list[asyncio.TimerHandle] = []
         self._sock, theirs = _pair()
@@ -150,6 +153,14 @@ class WorkerProcess:
     def send(self, n: int, request: Request) -> None:
         header = [frames.REQUEST, n, request.topic, request.content_type, request.id, request.wants_answer]
         self._write(frames.pack(header, request.payload))
+
+    def examine(self, examination: Examination, done: Examined) -> None:
+        """Has it run a health check; `done` gets what is wrong, or why it was lost."""
+        self._examined += 1
+        n = self._examined
+        self._examinations[n] = done
+        header = [frames.CHECK, n, examination.resource, dict(examination.overrides)]
+        self._write(frames.pack(header, examination.check))
 
     def stop(self) -> None:
         """Lets it finish what it was sent; it is killed when that takes longer than DRAIN_S."""
@@ -253,6 +264,9 @@ class WorkerProcess:
             log.info("function %s: worker %d is ready (own view of the files: %s)", name, self.pid, tier)
             self.spec.seen(tier, facts.get("warnings", ()))
             self._pool.on_ready(self, int(facts["max_batch"]))
+        elif kind == frames.CHECKED:
+            _, n, code, message = header
+            self._examinations.pop(n)(FunctionError(code, message) if code else None)
         elif kind == frames.FAILED:
             self._reason = self._reason or FunctionError(header[1], header[2])
 
@@ -326,6 +340,8 @@ class WorkerProcess:
         reason = self._reason or self._crash(code)
         if not self._stopping or self._reason is not None:
             log.warning("function %s: worker %d is gone: %s", self.spec.origin.function, self.pid, reason)
+        for done in self._examinations.values():
+            done(reason)
         self._pool.on_lost(self, reason)
 
     def _take_what_is_left(self) -> None:
@@ -363,6 +379,9 @@ class _NotStarted:
 
     def send(self, n: int, request: Request) -> None:
         raise AssertionError("a worker that never was ready is sent nothing")
+
+    def examine(self, examination: Examination, done: Examined) -> None:
+        raise AssertionError("a worker that never was ready is not examined")
 
     def stop(self) -> None: ...
     def kill(self, reason: AgentError) -> None: ...
