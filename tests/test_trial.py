@@ -249,8 +249,9 @@ def test_a_group_that_works_well_is_committed_once_it_has_answered(running: tupl
     phases: list[str] = []
 
     def work() -> None:
-        for status in commands.deploy(commands.Place(core.config), json.dumps(good).encode(), wait=True, timeout_s=60):
-            phases.append(status["phase"])
+        place = commands.Place(core.config)
+        statuses = commands.deploy(place, json.dumps(good).encode(), wait=True, timeout_s=60)
+        phases.extend(status["phase"] for status in statuses)
 
     under_load(site, work)
     assert phases[-2:] == ["probation", "committed"]
@@ -258,7 +259,7 @@ def test_a_group_that_works_well_is_committed_once_it_has_answered(running: tupl
 
 
 def test_with_nothing_to_do_the_golden_requests_decide(running: tuple[Site, Core, str]) -> None:
-    """A model that answered well at first and does not any more: here, as its check was passed by another."""
+    """The group is committed at the end of its time."""
     site, core, uri = running
     quiet = document("quiet", uri, arn=FAULTY, Probation={"Seconds": 0.3}, model={"HealthCheck": golden(1)})
     assert core.deploy(quiet)["status"] == "SUCCEEDED"
