@@ -268,8 +268,6 @@ def test_all_problems_are_said_at_once() -> None:
 
 SAGEMAKER = {"SageMakerMachineLearningModelResourceData": {"SageMakerJobArn": "arn:aws:sagemaker:r:1:training-job/j"}}
 UNSUPPORTED = [
-    (at("Marram.Probation", {"Seconds": 5}), "Marram.Probation"),
-    (at("Resources.0.Marram.HealthCheck", {}), "Resources[0].Marram.HealthCheck"),
     (at("Resources.0.Marram.Runtime", "litert"), "litert"),
     (at("Resources.0.ResourceDataContainer", SAGEMAKER), "SageMaker"),
     (at("Resources.0.ResourceDataContainer", {"LocalDeviceResourceData": {"SourcePath": "/dev/x"}}), "LocalDevice"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -17,11 +18,13 @@ from typing import Any, Final
 from agent.deployment import machine, recovery
 from agent.deployment.admission import Admission, Admit
 from agent.deployment.course import Activation, Course, Limits, Outcome
+from agent.deployment.health import MAX_PROBATION_S
 from agent.deployment.intake import Intake
 from agent.deployment.journal import Record
 from agent.deployment.ledger import Ledger, Report
 from agent.deployment.machine import Effect, Event, State
-from agent.deployment.statuses import Status, reason_of
+from agent.deployment.quarantine import Entry, is_verdict
+from agent.deployment.statuses import Status, reason_of, rfc3339
 from agent.deployment.store import Group, Store
 from agent.deployment.threads import in_thread
 from agent.deployment.troubles import translated
@@ -33,6 +36,7 @@ __all__ = ["Activation", "Deployer", "Limits"]
 log = logging.getLogger(__name__)
 
 CANCEL_S: Final = 10.0  # how long what was cancelled may take to end
+_PLAIN: Final = str.maketrans({":": "-", ".": "-"})  # a time as a part of an id
 Action = Callable[[Record], Awaitable[Outcome]]
 
 
@@ -97,7 +101,9 @@ class Deployer:
         self._ledger.heard(id)
 
     def cancel(self, why: AgentError, id: str | None = None) -> bool:
-        """Fails the deployment under way with `why`, if it is not swapping already; returns whether it does.
+        """Fails the deployment under way with `why`, if it is not swapping just now; returns whether it does.
+
+        In probation it is turned back; as ever, a step that is taken already may come first.
 
         Args:
             id: only this deployment; if it still waits its turn, it is refused with `why`.
@@ -105,11 +111,64 @@ class Deployer:
         active = self._ledger.journal.active
         if id is not None and (active is None or active.id != id):
             return self._intake.withdraw(id, why)
-        if active is None or active.state not in machine.CANCELLABLE or self._action is None:
+        if active is None or active.state not in machine.CANCELLABLE:
             return False
         self._cancelled = why
-        self._action.cancel()
+        if self._action is not None:
+            self._action.cancel()
         return True
+
+    def cancel_by_hand(self) -> str:
+        """Ends the deployment under way, or the one that waits; returns its id, under which its end is told.
+
+        Raises:
+            RejectedError: NOTHING_TO_CANCEL, TOO_LATE_TO_CANCEL.
+        """
+        journal = self._ledger.journal
+        record = journal.active or journal.waiting
+        if record is None:
+            raise RejectedError("NOTHING_TO_CANCEL", "no deployment is under way", "Look at `marram status`.")
+        why = AgentError("CANCELLED", "the deployment was cancelled by hand", "Deploy again.")
+        if not self.cancel(why, record.id):
+            text = f"the deployment {record.id} is {machine.PHASES[record.state]} just now"
+            remedy = "Wait for its end; then `marram rollback` turns back."
+            raise RejectedError("TOO_LATE_TO_CANCEL", text, remedy)
+        return record.id
+
+    async def roll_back(self) -> str:
+        """Begins to turn back to the last good group; returns the id under which this is told. Needs no network.
+
+        A deployment in probation is turned back at once; else the group before the current one is put in its place,
+        as a deployment whose group is there already.
+
+        Raises:
+            RejectedError: NOTHING_TO_ROLL_BACK, DEPLOYMENT_UNDER_WAY.
+            AgentError: the journal cannot be written.
+        """
+        journal = self._ledger.journal
+        active = journal.active
+        if active is not None and active.state is State.PROBATION:
+            self.cancel(AgentError("ROLLED_BACK", "the deployment was turned back by hand", "Deploy again."))
+            return active.id
+        if active is not None or journal.waiting is not None:
+            text = f"the deployment {(active or journal.waiting).id} is under way"  # type: ignore[union-attr]
+            raise RejectedError("DEPLOYMENT_UNDER_WAY", text, "Wait for its end, or run `marram cancel` first.")
+        target = await in_thread(recovery.last_good, self._store)
+        if journal.active is not None or journal.waiting is not None:
+            raise RejectedError("DEPLOYMENT_UNDER_WAY", "a deployment came just now", "Run `marram cancel` first.")
+        id = f"rollback-{rfc3339(time.time()).translate(_PLAIN)}"
+        journal.waiting = Record(id, "", State.WARMING, group=target.number, rollback=target.deployment.id)
+        try:
+            await self._ledger.begin(journal.waiting)
+        except OSError as error:
+            raise translated(error) from error
+        self._wake.set()
+        return id
+
+    @property
+    def quarantine(self) -> tuple[Entry, ...]:
+        """What failed its trial on this core and is not tried again by itself."""
+        return tuple(self._ledger.journal.quarantine)
 
     async def recover(self) -> Group | None:
         """What is to run now, every file of it verified. To be called once, before all else."""
@@ -119,7 +178,7 @@ class Deployer:
         if journal.active is not None:
             journal.active = await in_thread(recovery.resume, self._store, journal.active)
             await self._ledger.try_save()
-        unproven = journal.active.group if journal.active else None
+        unproven = journal.active.group if journal.active and journal.active.rollback is None else None
         group = await in_thread(recovery.whole_group, self._store, unproven)
         await self._course.align_host(group)
         return group
@@ -153,7 +212,7 @@ class Deployer:
             self._wake.clear()
             if journal.active is None and journal.waiting is not None:
                 journal.active = replace(journal.waiting, previous=self._store.current_number())
-                journal.waiting = None
+                journal.waiting = self._cancelled = None
                 await self._ledger.try_save()
             if journal.active is not None:
                 await self._step(journal.active)
@@ -172,16 +231,22 @@ class Deployer:
             outcome = Outcome(event, {"reason": reason_of(error)})
         except (AgentError, OSError) as error:
             outcome = Outcome(Event.FAULT, {"reason": reason_of(translated(error))})
+            if record.state in machine.TRIALS and isinstance(error, AgentError) and is_verdict(error):
+                outcome.changes["quarantined"] = await self._course.quarantine(record, outcome.changes["reason"])
         await self._go(self._ledger.journal.active or record, outcome)  # its attempts may have been counted
 
     async def _do(self, record: Record) -> Outcome:
         limits, course = self._limits, self._course
+        if record.state is State.TURNING_BACK:
+            self._cancelled = None  # it came too late: this is what it asked for
         actions: dict[State, tuple[Action, float]] = {
             State.RECEIVED: (course.begin, limits.step_s),
             State.FETCHING: (course.fetch, limits.fetch_s),
             State.WARMING: (course.warm, limits.warm_s),
+            State.CHECKING: (course.check, limits.check_s),
             State.SWAPPING: (course.swap, limits.step_s),
             State.PROMOTING: (course.promote, limits.step_s),
+            State.PROBATION: (course.observe, MAX_PROBATION_S + limits.check_s),
             State.TURNING_BACK: (course.turn_back, limits.step_s + limits.warm_s),
         }
         if record.attempt > limits.attempts and record.state is not State.TURNING_BACK:
@@ -194,6 +259,8 @@ class Deployer:
         """The action's outcome; a deadline that passes, a cancellation and a mistake of ours are AgentErrors."""
         phase = self._ledger.view.phase
         self._action = asyncio.ensure_future(action)
+        if self._cancelled is not None:  # while nothing ran that could have been stopped
+            self._action.cancel()
         try:
             done, _ = await asyncio.wait({self._action}, timeout=deadline_s)
             if not done:
@@ -242,6 +309,8 @@ class Deployer:
     async def _carry_out(self, effect: Effect, record: Record, status: Status | None) -> None:
         if effect is Effect.REPORT:
             self._ledger.tell(status or self._ledger.status(record))
+        elif effect is Effect.RELEASE:
+            await self._course.release(record)
         elif effect is Effect.DISCARD:
             await self._course.discard(record)
         elif effect is Effect.PRUNE:

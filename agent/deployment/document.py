@@ -37,6 +37,7 @@ from agent.deployment.encoded import REMEDY, bad, decode
 from agent.deployment.envelope import UnprovenError, envelope_of, payload_of
 from agent.deployment.fields import BAD, FORBIDDEN, UNSUPPORTED, Fields, Problems, shown
 from agent.deployment.functions import read_functions
+from agent.deployment.health import read_probation
 from agent.deployment.resources import ID, ID_WORDS, read_resources
 from agent.deployment.subscriptions import read_subscriptions
 from agent.errors import RejectedError
@@ -140,7 +141,7 @@ def _deployment(
     document = Fields(values, "", problems)
     id = document.text("DeploymentId", required=True, pattern=f"(?!-$){ID}", what=f"{ID_WORDS}, and not only -")
     type = document.choice("DeploymentType", TYPES, NEW) or NEW
-    sequence, probation = _extra(document)
+    sequence, probation, retry_quarantined = _extra(document)
     if type != NEW:
         _refuse_body(document, type)
     resources = read_resources(document)
@@ -161,6 +162,7 @@ def _deployment(
         subscriptions,
         tuple(problems.warnings),
         probation,
+        retry_quarantined=retry_quarantined,
     )
 
 
@@ -203,17 +205,17 @@ def _document(payload: bytes) -> dict[str, Any]:
     return values
 
 
-def _extra(document: Fields) -> tuple[int | None, Probation | None]:
+def _extra(document: Fields) -> tuple[int | None, Probation | None, bool]:
     """Marram.Sequence and what else the document says about itself."""
     extra = document.fields("Marram")
     if extra is None:
-        return None, None
+        return None, None, False
     sequence = extra.integer("Sequence", None, 0, 2**63 - 1)
     extra.text("Core")
-    if extra.take("Probation") is not None:
-        extra.bad("Probation", "is not supported yet", UNSUPPORTED)
+    probation = extra.fields("Probation")
+    retry_quarantined = extra.flag("RetryQuarantined", default=False)
     extra.done()
-    return sequence, None
+    return sequence, read_probation(probation) if probation else None, retry_quarantined
 
 
 def _check_meant(values: dict[str, Any], core: str, retained: bool, problems: Problems) -> None:

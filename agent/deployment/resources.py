@@ -19,7 +19,7 @@ from agent.deployment.definition import (
     SageMakerSource,
     Source,
 )
-from agent.deployment.fields import UNSUPPORTED, Fields, Problems, nearest, shown
+from agent.deployment.fields import UNSUPPORTED, Fields, nearest, shown
 from agent.deployment.health import read_health
 
 ID: Final = r"[A-Za-z0-9:_-]{1,128}"
@@ -31,8 +31,10 @@ MAX_RESOURCES: Final = 200  # V1: resources a group
 RUNTIMES: Final = ("dlr", "onnx")
 RUNTIMES_TO_COME: Final = ("litert", "tensorflow", "mxnet")
 SCALARS: Final = (str, int, float, bool)
-# V1: a bucket name with a dot does not go with its TLS host name.
-S3_URI: Final = r"s3://(?P<bucket>[a-z0-9][a-z0-9-]{1,61}[a-z0-9])/(?P<key>.+)"
+# Whether a bucket's name may hold a dot is the policy's matter: V1 refuses it, as it does not go with TLS host names.
+S3_URI: Final = r"s3://(?P<bucket>[a-z0-9](?![a-z0-9.-]*[.][.])[a-z0-9.-]{1,61}[a-z0-9])/(?P<key>.+)"
+JOB_ARN: Final = r"arn:aws[a-z-]*:sagemaker:[a-z0-9-]{1,32}:[0-9]{12}:training-job/[a-zA-Z0-9](-?[a-zA-Z0-9]){0,62}"
+JOB_ARN_WORDS: Final = 'a training job\'s ARN such as "arn:aws:sagemaker:eu-west-1:123456789012:training-job/NAME"'
 
 S3: Final = "S3MachineLearningModelResourceData"
 SAGEMAKER: Final = "SageMakerMachineLearningModelResourceData"
@@ -105,13 +107,12 @@ def _source(data: Fields) -> Source | None:
         return _https(data, "Url")
     if member == FILE:
         return _file(data, "Path")
-    arn = data.text("SageMakerJobArn", required=True)
-    data.bad("", "a SageMaker training job is not supported yet as a source; give its artefact's S3Uri", UNSUPPORTED)
+    arn = data.text("SageMakerJobArn", required=True, pattern=JOB_ARN, what=JOB_ARN_WORDS)
     return SageMakerSource(arn) if arn else None
 
 
 def _s3(data: Fields, key: str) -> S3Source | None:
-    what = 'an S3 URI such as "s3://bucket/model.tar.gz" (the bucket in lower case and without dots)'
+    what = 'an S3 URI such as "s3://bucket/model.tar.gz" (the bucket in lower case)'
     uri = data.text(key, required=True, pattern=S3_URI, what=what)
     if uri is not None and _has_dots(uri[5:]):
         data.bad(key, f'has "." or ".." as a part of its key: {shown(uri)}')
@@ -200,7 +201,18 @@ def _options(extra: Fields) -> dict[str, object]:
     return {str(k): v for k, v in options.items()}
 
 
-def read_code(extra: Fields, problems: Problems) -> None:
-    """Notes that a function's code package is not built yet."""
-    if extra.take("Code") is not None:
-        extra.bad("Code", "code packages are not supported yet; the function's folder must be on the core", UNSUPPORTED)
+def read_code(extra: Fields) -> tuple[Source | None, str | None]:
+    """Where a function's code package comes from, and its promised digest."""
+    code = extra.fields("Code")
+    if code is None:
+        return None, None
+    readers = {"S3Uri": _s3, "Url": _https, "Path": _file}
+    named = [key for key in readers if code.has(key)]
+    source = readers[named[0]](code, named[0]) if len(named) == 1 else None
+    for key in readers:
+        code.take(key)
+    if len(named) != 1:
+        code.bad("", f"must have exactly one of {', '.join(readers)}; it has {len(named)}")
+    digest = code.text("Digest", pattern=DIGEST, what=DIGEST_WORDS)
+    code.done()
+    return source, digest
