@@ -96,6 +96,53 @@ class Policy:
     trusted_keys: tuple[TrustedKey, ...] = ()
     allow_unsigned_code: bool = False
     allow_root: bool = False
+    allow_dotted_buckets: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """Bounds of one fetch.
+
+    Attributes:
+        max_bytes: of one archive.
+        free_bytes: what must stay free on the disk.
+        max_bytes_per_s: of all that is fetched; None: as fast as it comes.
+        attempts: tries in a row that bring nothing; one that brings bytes starts the count again.
+        backoff_s: longest pause between tries, seconds.
+        stall_s: how long nothing may come before a connection is given up, seconds.
+        min_bytes_per_s: a connection that brings less for `stall_s` is given up, too.
+        sync_bytes: how often what was fetched is synced; what was not is fetched again after a crash.
+        sync_s: the same by time, seconds.
+    """
+
+    max_bytes: int = 4 * 1024**3
+    free_bytes: int = 64 * 1024**2
+    max_bytes_per_s: int | None = None
+    attempts: int = 6
+    backoff_s: float = 10.0
+    stall_s: float = 20.0
+    min_bytes_per_s: int = 128
+    sync_bytes: int = 256 * 1024**2
+    sync_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How much may come out of one archive.
+
+    Attributes:
+        total_bytes: of all its files, and of what lies between them.
+        ratio: bytes out for each byte in, once more than `ratio_from_bytes` came out. Weights shrink by 10 at most.
+        depth: levels of folders.
+        name_bytes: of a whole path in UTF-8.
+    """
+
+    total_bytes: int = 8 * 1024**3
+    members: int = 20_000
+    depth: int = 32
+    name_bytes: int = 1024
+    ratio: int = 200
+    ratio_from_bytes: int = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +155,8 @@ class Settings:
         state: the state directory, absolute.
         functions: folders in which a function's folder is looked for, absolute.
         local, cloud: the links; `cloud` is None where the file says ``cloud: local`` (one connection for both).
+        fetch: how sources are fetched.
+        unpack: how much may come out of an archive.
         jobs: the thing's name whose AWS IoT Jobs are a channel of deployments on the cloud link; None: they are not.
         warnings: what is doubtful in the file and stops nothing, each with its line; for the log and `marram check`.
     """
@@ -123,6 +172,8 @@ class Settings:
     policy: Policy
     warnings: tuple[str, ...] = ()
     jobs: str | None = None
+    fetch: FetchLimits = FetchLimits()
+    unpack: Caps = Caps()
 
 
 def load(file: Path) -> Settings:

@@ -16,12 +16,21 @@ from agent.public_keys import MAX_FILE_BYTES, raw_public_key
 from agent.routing.topics import filter_problem, name_problem
 from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey
 from agent.settings_file import Problems, Value, read
+from agent.settings_limits import read_fetch, read_unpack
 from agent.settings_links import read_links
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
-KEYS = ("core", "state", "functions", "links", "topics", "subscriptions", "policy", "jobs")
+KEYS = ("core", "state", "functions", "links", "topics", "subscriptions", "policy", "jobs", "fetch", "unpack")
 JOBS_KEYS = ("thing",)
-POLICY_KEYS = ("sources", "destinations", "interpreters", "trusted_keys", "allow_unsigned_code", "allow_root")
+POLICY_KEYS = (
+    "sources",
+    "allow_dotted_buckets",
+    "destinations",
+    "interpreters",
+    "trusted_keys",
+    "allow_unsigned_code",
+    "allow_root",
+)
 SOURCE_KINDS = ("s3://", "https://", "http://", "file:///", "arn:", "*")
 TEMPLATES = {
     "deployments": ("marram/{core}/deployments", ("core",)),
@@ -70,6 +79,8 @@ def _settings(root: Value, file: Path, problems: Problems) -> Settings:
         policy=policy,
         warnings=problems.warnings,
         jobs=jobs,
+        fetch=read_fetch(keys.get("fetch")),
+        unpack=read_unpack(keys.get("unpack")),
     )
 
 
@@ -190,6 +201,7 @@ def _policy(value: Value | None, base: Path) -> Policy:
             for item, text in _texts(keys, "trusted_keys")
             if (key := _trusted_key(item, absolute(text, base))) is not None
         ),
+        allow_dotted_buckets=_flag(keys, "allow_dotted_buckets"),
         allow_unsigned_code=_flag(keys, "allow_unsigned_code"),
         allow_root=_flag(keys, "allow_root"),
     )

@@ -79,6 +79,7 @@ class S3Server:
         """The variables with which boto3 reaches this server, and nothing of the machine's own AWS settings."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_ENDPOINT_URL_SAGEMAKER": self.endpoint,
             "AWS_ACCESS_KEY_ID": key,
             "AWS_SECRET_ACCESS_KEY": secret,
             "AWS_DEFAULT_REGION": "us-east-1",

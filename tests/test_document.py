@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from agent.deployment.document import (
     HttpsSource,
     Owner,
     S3Source,
+    SageMakerSource,
     allows,
     deployment_id_of,
     parse,
@@ -187,6 +189,12 @@ def at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 R, F = "Resources.0.ResourceDataContainer.S3MachineLearningModelResourceData", "Functions.0.FunctionConfiguration"
+
+
+def sagemaker(arn: str) -> dict[str, Any]:
+    return {"SageMakerMachineLearningModelResourceData": {"SageMakerJobArn": arn}}
+
+
 BAD = [
     (at("DeploymentId", None), "DeploymentId: is missing"),
     (at("DeploymentId", "a/b"), "DeploymentId: must be"),
@@ -203,7 +211,11 @@ BAD = [
     (at("Resources.0.Name", None), "Resources[0].Name: is missing"),
     (at("Resources.0.ResourceDataContainer", {}), "must have exactly one member"),
     (at(f"{R}.S3Uri", "http://x/y"), "S3Uri: must be an S3 URI"),
-    (at(f"{R}.S3Uri", "s3://with.dots/y"), "without dots"),
+    (at(f"{R}.S3Uri", "s3://two..dots/y"), "must be an S3 URI"),
+    (at("Resources.0.ResourceDataContainer", sagemaker("arn:aws:sagemaker:r:1:x/j")), "a training job's ARN"),
+    (at("Functions.0.Marram.Code", {"S3Uri": "s3://x-y/z", "Path": "/z"}), "must have exactly one of S3Uri, Url, Path"),
+    (at("Functions.0.Marram.Code", {"S3Uri": "s3://x-y/z", "Digset": "x"}), '(did you mean "Digest"?)'),
+    (at("Functions.2.Marram", {"Code": {"Path": "/z"}}), "marram:model has no code of its own"),
     (at(f"{R}.S3Uri", "s3://factory-models/../other/y"), "S3Uri: has"),
     (at(f"{R}.S3Uri", "s3://factory-models/a\nb"), "S3Uri:"),
     (at(f"{R}.DestinationPath", "ml/x"), "DestinationPath: must be an absolute path"),
@@ -266,12 +278,9 @@ def test_all_problems_are_said_at_once() -> None:
     assert error.message.startswith("6 problems: ")
 
 
-SAGEMAKER = {"SageMakerMachineLearningModelResourceData": {"SageMakerJobArn": "arn:aws:sagemaker:r:1:training-job/j"}}
 UNSUPPORTED = [
     (at("Resources.0.Marram.Runtime", "litert"), "litert"),
-    (at("Resources.0.ResourceDataContainer", SAGEMAKER), "SageMaker"),
     (at("Resources.0.ResourceDataContainer", {"LocalDeviceResourceData": {"SourcePath": "/dev/x"}}), "LocalDevice"),
-    (at("Functions.0.Marram.Code", {"S3Uri": "s3://x/y"}), "Functions[0].Marram.Code"),
     (at("Functions.0.Marram.Capture", {"Strategy": "margin", "Threshold": 0.1}), "margin"),
     (at(f"{F}.Environment.Execution", {"IsolationMode": "GreengrassContainer"}), "IsolationMode"),
     (at(f"{F}.Environment.Execution", {"RunAs": {"Uid": 0, "Gid": 0}}), "RunAs"),
@@ -296,6 +305,37 @@ def test_the_policy_is_in_force() -> None:
         assert words in error.message
     assert "s3cr3t" not in str(error)
     assert refused(FULL, policy=Policy(trusted_keys=(TrustedKey(Path("key"), bytes(32)),))).code == "UNSIGNED"
+
+
+def test_a_bucket_with_a_dot_is_refused_unless_the_policy_allows_it() -> None:
+    values = changed(at(f"{R}.S3Uri", "s3://models.factory/m.zip"))
+    error = refused(values, policy=replace(POLICY, sources=("*",)))
+    assert error.code == "NOT_ALLOWED"
+    assert "allow_dotted_buckets: true" in error.message
+    allowed = replace(POLICY, sources=("*",), allow_dotted_buckets=True)
+    assert read(values, policy=allowed).resources[0].source.name == "s3://models.factory/m.zip"
+
+
+def test_a_training_job_is_a_source() -> None:
+    arn = "arn:aws:sagemaker:eu-west-1:123456789012:training-job/activity-7"
+    values = changed(at("Resources.0.ResourceDataContainer", sagemaker(arn)))
+    assert refused(values).code == "NOT_ALLOWED"
+    policy = replace(POLICY, sources=(*POLICY.sources, "arn:aws:sagemaker:*:123456789012:*"))
+    assert read(values, policy=policy).resources[0].source == SageMakerSource(arn)
+
+
+def test_a_code_package_is_a_source_in_the_place_of_a_folder() -> None:
+    code = {"S3Uri": "s3://factory-models/c.zip", "Digest": f"sha256:{'0' * 64}"}
+    values = changed(at("Functions.0.Marram.Code", code))
+    error = refused(values)
+    assert error.code == "NOT_ALLOWED"
+    assert "allow_unsigned_code: true" in error.message
+    policy = replace(POLICY, allow_unsigned_code=True)
+    function = read(values, policy=policy).functions[0]
+    assert (function.code, function.code_digest) == (S3Source(code["S3Uri"]), code["Digest"])
+    assert function.folder is None
+    elsewhere = changed(at("Functions.0.Marram.Code", {"Path": "/etc/code.zip"}))
+    assert "file:///etc/code.zip is not allowed here" in refused(elsewhere, policy=policy).message
 
 
 def test_a_destination_outside_the_policy_is_a_warning() -> None:

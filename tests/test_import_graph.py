@@ -45,6 +45,7 @@ OWNERS = {
     "boto3": ("agent.deployment.sources", DEMO),
     "botocore": ("agent.deployment.sources", DEMO),
     "urllib3": ("agent.deployment.sources",),
+    "isal": ("agent.deployment.gunzip",),
     "sqlite3": ("agent.cloud.spool_file", "agent.cloud.spool_thread"),
     "tenacity": ("agent.mqtt", "agent.deployment.download"),
     "yaml": ("agent.settings_file", "agent.commands", DEMO),

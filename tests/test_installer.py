@@ -43,6 +43,7 @@ from tests.s3_kit import S3Server, free_port, s3_server  # noqa: F401 - a fixtur
 
 ONCE = FetchLimits(attempts=1, backoff_s=0.05)
 SEVERAL = FetchLimits(attempts=3, backoff_s=0.05, sync_bytes=100_000)
+TEN = FetchLimits(sync_bytes=10)
 DATA = random.Random(7).randbytes(1_000_000)
 DEADLINE_S = 30.0
 
@@ -174,7 +175,9 @@ def test_credentials_missing_wrong_and_without_rights(installers: Installers) ->
         assert installers.code(uri) == "SOURCE_CREDENTIALS"
         installers.environment(server.environment(key["AccessKeyId"], key["SecretAccessKey"]))
         assert installers.code(uri) == "SOURCE_ACCESS_DENIED"
-        assert '"s3:GetObject" on "arn:aws:s3:::inst-e/m.zip"' in installers.said
+        assert (
+            '{"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::inst-e/m.zip"}' in installers.said
+        )
     finally:
         server.stop()
 
@@ -348,8 +351,8 @@ def web(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 def get(
     web: Web, directory: Path, *, known: str | None = None, limits: FetchLimits = SEVERAL, allowed: str = ""
 ) -> Fetched | None:
-    source = HttpsArchive(web.url, lambda name: name.startswith(allowed or "https://127.0.0.1"))
-    part = Part(directory / "downloads", source.name, limits.sync_bytes)
+    source = HttpsArchive(web.url, lambda name: name.startswith(allowed or "https://127.0.0.1"), limits.stall_s)
+    part = Part(directory / "downloads", source.name, limits)
     try:
         return fetch(source, part, known, limits, lambda there, total: None)
     finally:
@@ -469,33 +472,40 @@ def test_a_certificate_that_is_not_trusted(web: Web, tmp_path: Path, monkeypatch
     assert failure(web, tmp_path).code == "SOURCE_UNTRUSTED"
 
 
-def test_a_stalled_connection_is_given_up(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(https, "TIMEOUT_S", 0.3)
+def test_a_stalled_connection_is_given_up(web: Web, tmp_path: Path) -> None:
+    impatient = replace(SEVERAL, stall_s=0.3)
     web.behaviour.stall_at = 300_000
-    assert_whole(get(web, tmp_path))
+    assert_whole(get(web, tmp_path, limits=impatient))
     ranges = [r.get("Range") for r in web.behaviour.seen]
     assert ranges == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
     web.behaviour.etag, web.behaviour.stall_at = '"v2"', 0
-    assert failure(web, tmp_path).code == "SOURCE_UNREACHABLE"
+    assert failure(web, tmp_path, limits=impatient).code == "SOURCE_UNREACHABLE"
 
 
 def test_a_part_with_odd_facts_begins_anew(tmp_path: Path) -> None:
     def reopened(facts: bytes | None, content: bytes) -> int:
-        part = Part(tmp_path, "x", 10)
-        part.restart('"e"')
+        part = Part(tmp_path, "x", TEN)
+        part.restart('"e"', 10)
         part.append(content)
         part.sync()
         part.close()
         (json_file,) = tmp_path.glob("*.json")
         if facts is not None:
             json_file.write_bytes(facts)
-        again = Part(tmp_path, "x", 10)
+        again = Part(tmp_path, "x", TEN)
         again.close()
         return again.size
 
     assert reopened(None, b"0123456789") == 10
-    assert reopened(b'{"etag": "\\"e\\"", "synced": 4}', b"0123456789") == 4
-    for facts in (b"", b"{", b"[]", b'{"etag": "e", "synced": 99}', b'{"etag": "", "synced": 4}', b'{"synced": "x"}'):
+    assert reopened(b'{"etag": "\\"e\\"", "synced": 4, "total": 10}', b"0123456789") == 4
+    for facts in (
+        b"",
+        b"{",
+        b"[]",
+        b'{"etag": "e", "synced": 99, "total": 10}',
+        b'{"etag": "", "synced": 4, "total": 10}',
+        b'{"synced": "x"}',
+    ):
         assert reopened(facts, b"0123456789") == 0
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from agent import settings, settings_links, settings_reader
 from agent.errors import ConfigError
-from agent.settings import Settings, Subscription
+from agent.settings import Caps, FetchLimits, Settings, Subscription
 
 REPOSITORY = Path(__file__).parents[1]
 AWS = "mqtts://a1b2-ats.iot.eu-west-1.amazonaws.com"
@@ -208,7 +208,7 @@ policy:
         ("core: [a]", "line 1: `core` must be text"),
         ("core: a\ncore: b", "line 2: the key `core` is there twice, first on line 1"),
         ("core: a\nfunction: [x]", "line 2: unknown key `function`; did you mean `functions`?"),
-        ("core: a\nzzz: 1", "line 2: unknown key `zzz`; known are `core`, `functions`"),
+        ("core: a\nzzz: 1", "line 2: unknown key `zzz`; known are `core`, `fetch`"),
         ("core: a\n<<: {state: b}", "line 2: unknown key `<<`"),
         ("core: a\nfunctions: here", "line 2: `functions` must be a list"),
         ("core: a\nsubscriptions: {a: b}", "line 2: `subscriptions` must be a list"),
@@ -231,6 +231,10 @@ policy:
         ("core: a\npolicy: {destinations: [/ml/../etc]}", "without `..`"),
         ("core: a\npolicy: {trusted_keys: [none.pub]}", "none.pub cannot be read"),
         ("core: a\npolicy: {allow_root: 'yes'}", "must be true or false"),
+        ("core: a\nfetch: {max_bytes: 5 XB}", "`fetch.max_bytes` must be a number of bytes"),
+        ("core: a\nfetch: {max_bytes_per_s: 10}", "`fetch.max_bytes_per_s` must be from 1024 bytes"),
+        ("core: a\nfetch: {stall_s: 0}", "`fetch.stall_s` must be a number of seconds"),
+        ("core: a\nunpack: {members: 5}", "did you mean `max_members`?"),
     ],
 )
 def test_each_problem_says_where_and_what(tmp_path: Path, text: str, expected: str) -> None:
@@ -386,3 +390,15 @@ def test_any_bytes_give_settings_or_one_kind_of_error(tmp_path: Path, body: byte
     except ConfigError as error:
         read = error.code
     assert isinstance(read, Settings) or read == "BAD_SETTINGS"
+
+
+def test_bounds_of_fetching_and_unpacking(tmp_path: Path) -> None:
+    text = """core: a
+policy: {allow_dotted_buckets: true}
+fetch: {max_bytes: 1.5 GB, max_bytes_per_s: 250 kB, attempts: 9, stall_s: 0.5}
+unpack: {max_bytes: 2GiB, max_members: 30000, max_ratio: 50}
+"""
+    found = load(tmp_path, text)
+    assert found.policy.allow_dotted_buckets
+    assert found.fetch == FetchLimits(max_bytes=1_500_000_000, max_bytes_per_s=250_000, attempts=9, stall_s=0.5)
+    assert found.unpack == Caps(total_bytes=2 * 2**30, members=30_000, ratio=50)

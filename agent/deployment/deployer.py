@@ -62,7 +62,7 @@ class Deployer:
         limits: Limits | None = None,
     ) -> None:
         self._store = store
-        self._limits = limits or Limits()
+        self._limits = limits or Limits(fetch=settings.fetch, caps=settings.unpack)
         self._ledger = Ledger(store, settings.core, report)
         admission = Admission(store, settings, admit)
         self._course = Course(store, settings, activation, self._ledger, admission, self._limits)

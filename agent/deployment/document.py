@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -93,7 +93,7 @@ def parse(
         _check_complete(values, deployment, problems)
         if signed_by is None:
             problems.warn("", "the document is signed, but this core has no policy.trusted_keys: nobody checked it")
-    _check_policy(deployment.resources, policy, problems)
+    _check_policy(deployment, policy, problems)
     _check_code(deployment.functions, policy, signed_by, problems)
     _raise_if_any(problems)
     return replace(deployment, warnings=tuple(problems.warnings), signed_by=signed_by)
@@ -253,17 +253,34 @@ def _refuse_body(document: Fields, type: str) -> None:
             document.bad(key, f"a {type} has no body; leave it out")
 
 
-def _check_policy(resources: tuple[Resource, ...], policy: Policy, problems: Problems) -> None:
-    for resource in resources:
-        name = resource.source.name
-        if not any(allows(pattern, name) for pattern in policy.sources):
-            line = f'sources: ["{_widened(name)}"]'
-            text = f"its source {name} is not allowed here; add to policy in topics.yaml: {line}"
-            problems.note(FORBIDDEN, f"the resource {resource.id}", text)
+def _check_policy(deployment: Deployment, policy: Policy, problems: Problems) -> None:
+    for resource in deployment.resources:
+        _check_source(resource.source, f"the resource {resource.id}", policy, problems)
         destination = resource.destination
         if destination is not None and not any(is_below(destination, root) for root in policy.destinations):
             text = f"policy.destinations of this core does not hold {destination}: only its functions see it there"
             problems.warn(f"the resource {resource.id}", text)
+    for function in deployment.functions:
+        if function.code is not None:
+            _check_source(function.code, f"the function {function.id}", policy, problems)
+
+
+def _check_source(source: Source, where: str, policy: Policy, problems: Problems) -> None:
+    for text in forbidden(source, policy):
+        problems.note(FORBIDDEN, where, f"its source {source.name} {text}")
+
+
+def forbidden(source: Source, policy: Policy) -> Iterator[str]:
+    """Why a policy does not allow a source, each with the line to add to topics.yaml."""
+    name = source.name
+    if not any(allows(pattern, name) for pattern in policy.sources):
+        yield f'is not allowed here; add to policy in topics.yaml: sources: ["{_widened(name)}"]'
+    bucket = name.removeprefix("s3://").partition("/")[0] if isinstance(source, S3Source) else ""
+    if "." in bucket and not policy.allow_dotted_buckets:
+        yield (
+            f"has a dot in its bucket's name ({bucket}), which Greengrass V1 refuses, as TLS host names do not go with"
+            " it; rename the bucket, or add to policy in topics.yaml: allow_dotted_buckets: true"
+        )
 
 
 def _check_code(functions: tuple[Function, ...], policy: Policy, signed_by: str | None, problems: Problems) -> None:

@@ -80,6 +80,10 @@ def _function(
     fields.done()
     if id is None or arn is None:
         return None
+    if arn == ENDPOINT_ARN and values.get("code"):
+        fields.bad("Marram.Code", f"{ENDPOINT_ARN} has no code of its own")
+    if values.get("code"):
+        folder = None
     function = Function(id, arn, folder, endpoint=arn == ENDPOINT_ARN, **values)  # type: ignore[arg-type]
     if function.endpoint and len(function.policies) != 1:
         fields.bad(
@@ -255,7 +259,7 @@ def _extra(fields: Fields, interpreters: Mapping[str, str] | None) -> dict[str, 
         "capture": _capture(fields),
         "meta": fields.flag("Meta", True),
     }
-    read_code(fields, fields.problems)
+    values["code"], values["code_digest"] = read_code(fields)
     fields.done()
     return values
 

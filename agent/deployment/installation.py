@@ -6,6 +6,7 @@ Runs on the agent's loop and blocks nothing. The child dies with the agent; a ca
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import os
@@ -15,17 +16,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from agent.deployment.definition import Deployment, FileSource, HttpsSource, Resource, S3Source
-from agent.deployment.download import FetchLimits
+from agent.deployment.definition import (
+    Deployment,
+    FileSource,
+    HttpsSource,
+    S3Source,
+    SageMakerSource,
+    Source,
+)
 from agent.deployment.store import Known
-from agent.deployment.tree_writer import Caps
 from agent.errors import AgentError, TransientError
+from agent.settings import Caps, FetchLimits
 
 logger = logging.getLogger(__name__)
 
 ROOT: Final = str(Path(__file__).resolve().parents[2])
 BOOT: Final = f"import sys; sys.path.insert(0, {ROOT!r}); from agent.deployment.installer import main; sys.exit(main())"
-MAX_LINE_BYTES: Final = 1024 * 1024
+MAX_LINE_BYTES: Final = 16 * 1024 * 1024  # a document in base64 is the longest
+KINDS: Final = {S3Source: "s3", HttpsSource: "https", FileSource: "file", SageMakerSource: "sagemaker"}
 MAX_STDERR_BYTES: Final = 4096
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -54,8 +62,13 @@ def job_of(
         known: by source, which object it gave last.
         allowed: the policy's patterns of sources.
     """
+    wanted = [(each.id, "resource", each.source, each.digest) for each in deployment.resources]
+    wanted += [(each.id, "code", each.code, each.code_digest) for each in deployment.functions if each.code is not None]
     return {
-        "resources": [_wanted(resource, known.get(resource.source.name)) for resource in deployment.resources],
+        "archives": [
+            {"id": id, "role": role, **_place(source), "digest": digest, "known": _known(known.get(source.name))}
+            for id, role, source, digest in wanted
+        ],
         "folders": [{"id": id, "path": str(path)} for id, path in folders.items()],
         "allowed": list(allowed),
         "limits": asdict(limits),
@@ -63,17 +76,25 @@ def job_of(
     }
 
 
-def _wanted(resource: Resource, known: Known | None) -> dict[str, Any]:
-    source = resource.source
-    kinds = {S3Source: "s3", HttpsSource: "https", FileSource: "file"}
-    return {
-        "id": resource.id,
-        "kind": kinds.get(type(source), "sagemaker"),
-        "source": source.name,
-        "url": source.url if isinstance(source, HttpsSource) else None,
-        "digest": resource.digest,
-        "known": [known.etag, known.hex] if known else None,
-    }
+def _place(source: Source) -> dict[str, str | None]:
+    url = source.url if isinstance(source, HttpsSource) else None
+    return {"kind": KINDS[type(source)], "source": source.name, "url": url}
+
+
+def _known(known: Known | None) -> list[str] | None:
+    return [known.etag, known.hex] if known else None
+
+
+async def fetch_document(state: Path, source: Source, allowed: Iterable[str], limits: FetchLimits) -> bytes:
+    """The document that lies at a source, in a child of its own; writes nothing.
+
+    Raises:
+        AgentError: as `install`.
+    """
+    job: dict[str, Any] = {"archives": [], "folders": [], "allowed": list(allowed), "document": _place(source)}
+    job |= {"limits": asdict(limits), "caps": asdict(Caps())}
+    events = await _run(state, job, lambda event: None)
+    return base64.b64decode(next(event["body"] for event in events if event["event"] == "document"))
 
 
 async def install(state: Path, job: dict[str, Any], on_event: OnEvent) -> Installed:
@@ -87,6 +108,11 @@ async def install(state: Path, job: dict[str, Any], on_event: OnEvent) -> Instal
         TransientError: INSTALLER_LOST, it ended without a word; or what it said is worth another try.
         AgentError: what it said.
     """
+    return _outcome(await _run(state, job, on_event))
+
+
+async def _run(state: Path, job: dict[str, Any], on_event: OnEvent) -> list[dict[str, Any]]:
+    """What a child says of its job, once it has done it."""
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-c", BOOT,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -102,7 +128,7 @@ async def install(state: Path, job: dict[str, Any], on_event: OnEvent) -> Instal
         if child.returncode is None:
             child.kill()
             await child.wait()
-    return _outcome(events, code, said, job["resources"])
+    return _done(events, code, said)
 
 
 async def _converse(child: asyncio.subprocess.Process, job: dict[str, Any], on_event: OnEvent) -> list[dict[str, Any]]:
@@ -127,24 +153,29 @@ async def _converse(child: asyncio.subprocess.Process, job: dict[str, Any], on_e
     return events
 
 
-def _outcome(events: Iterable[dict[str, Any]], code: int, said: str, resources: list[dict[str, Any]]) -> Installed:
-    sources = {wanted["id"]: wanted["source"] for wanted in resources}
-    objects: dict[str, str] = {}
-    folders: dict[str, str] = {}
-    known: dict[str, Known] = {}
+def _done(events: list[dict[str, Any]], code: int, said: str) -> list[dict[str, Any]]:
+    """The events of a child that did its job."""
     for event in events:
-        if event["event"] == "object":
-            objects[event["id"]] = event["hex"]
-            if event["etag"]:
-                known[sources[event["id"]]] = Known(event["etag"], event["hex"])
-        elif event["event"] == "code":
-            folders[event["id"]] = event["hex"]
-        elif event["event"] == "failed":
+        if event["event"] == "failed":
             kind = TransientError if event["transient"] else AgentError
             raise kind(event["code"], event["message"], event["remedy"])
-        elif event["event"] == "done":
-            return Installed(objects, folders, known)
+        if event["event"] == "done":
+            return events
     if said:
         logger.error("the installer said before it ended: %s", said.splitlines()[-1])
     how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
     raise TransientError("INSTALLER_LOST", f"the installer ended {how} before its work was done", "Deploy again.")
+
+
+def _outcome(events: Iterable[dict[str, Any]]) -> Installed:
+    objects: dict[str, str] = {}
+    code: dict[str, str] = {}
+    known: dict[str, Known] = {}
+    for event in events:
+        if event["event"] == "object":
+            (objects if event["role"] == "resource" else code)[event["id"]] = event["hex"]
+            if event["etag"]:
+                known[event["source"]] = Known(event["etag"], event["hex"])
+        elif event["event"] == "code":
+            code[event["id"]] = event["hex"]
+    return Installed(objects, code, known)

@@ -1,12 +1,15 @@
 """The installer: a child process for each deployment that fetches, verifies, unpacks and syncs, and owns boto3.
 
-It reads one job as JSON on stdin and writes events as JSON lines on stdout (see `Job` and `main`). It may be killed at
-any moment: what it left half done is removed or gone on with by the next one. It never touches groups or the journal.
+An archive is unpacked while it is fetched, into staging; it becomes an object once its digest is verified. The child
+reads one job as JSON on stdin and writes events as JSON lines on stdout (see `Job` and `main`). It may be killed at any
+moment: what it left half done is removed or gone on with by the next one. It never touches groups or the journal.
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -19,15 +22,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.deployment import durable
-from agent.deployment.document import allows
-from agent.deployment.download import Fetched, FetchLimits, Part, fetch
+from agent.deployment.ahead import Ahead
+from agent.deployment.download import Fetched, Part, fetch, fetch_bytes
 from agent.deployment.objects import Objects
-from agent.deployment.sources import ArchiveSource
-from agent.deployment.sources.file import FileArchive
-from agent.deployment.tree_writer import Caps
-from agent.deployment.troubles import translated
-from agent.deployment.unpack import unpack
-from agent.errors import AgentError, IntegrityError, RejectedError, TransientError
+from agent.deployment.sources.kinds import source_of
+from agent.deployment.troubles import inodes_gone, translated
+from agent.errors import AgentError, IntegrityError, TransientError
+from agent.settings import Caps, FetchLimits
 
 NICENESS: Final = 10
 MAX_MEMORY_BYTES: Final = 2 * 1024**3  # of address space: boto3 and its threads take some 300 MiB of it
@@ -43,26 +44,29 @@ class Job:
     Attributes:
         state: the state directory.
         parent: the agent's process id; without it there is nothing to do.
-        resources: ``{id, kind, source, url, digest, known: [etag, hex] or null}`` each; kind s3, https or file.
+        archives: ``{id, role, kind, source, url, digest, known: [etag, hex] or null}`` each; role resource or code,
+            kind s3, sagemaker, https or file.
         folders: ``{id, path}`` of each function with a folder.
+        document: ``{kind, source, url}``: nothing is installed, the document there is what is wanted.
         allowed: the policy's patterns of sources; asked where a source leads elsewhere.
     """
 
     state: Path
     parent: int
-    resources: list[dict[str, Any]]
+    archives: list[dict[str, Any]]
     folders: list[dict[str, str]]
     allowed: list[str]
     limits: FetchLimits
     caps: Caps
+    document: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, text: str) -> Job:
         """The job as `installation.start` wrote it."""
         values = json.loads(text)
         return cls(
-            Path(values["state"]), values["parent"], values["resources"], values["folders"], values["allowed"],
-            FetchLimits(**values["limits"]), Caps(**values["caps"]),
+            Path(values["state"]), values["parent"], values["archives"], values["folders"], values["allowed"],
+            FetchLimits(**values["limits"]), Caps(**values["caps"]), values.get("document"),
         )  # fmt: skip
 
 
@@ -73,11 +77,15 @@ def main() -> int:
     if os.getppid() != job.parent:
         return 1
     try:
-        Installer(job, emit).run()
+        if job.document is None:
+            Installer(job, emit).run()
+        else:
+            body = fetch_bytes(source_of(job.document, job.allowed, job.limits), job.limits)
+            emit({"event": "document", "body": base64.b64encode(body).decode()})
     except AgentError as error:
         emit(failure(error))
     except OSError as error:
-        emit(failure(translated(error)))
+        emit(failure(_of_disk(error, job.state)))
     except MemoryError:
         emit(
             failure(
@@ -110,6 +118,15 @@ def failure(error: AgentError) -> dict[str, Any]:
     }
 
 
+def _of_disk(error: OSError, state: Path) -> AgentError:
+    """A disk's error with its code; "no space" has two causes."""
+    if error.errno == errno.ENOSPC:
+        disk = os.statvfs(state)
+        if disk.f_files and not disk.f_favail:
+            return inodes_gone("no inode is free on the disk of the state directory")
+    return translated(error)
+
+
 class Installer:
     """Does a job's work in order; any AgentError or OSError ends it."""
 
@@ -118,35 +135,38 @@ class Installer:
         self._emit = emit
         self._objects = Objects(job.state)
         self._told_s = 0.0
+        self._installed: dict[str, tuple[str, str | None]] = {}  # by source: one deployment has one version of it
 
     def run(self) -> None:
-        """Installs every resource, then every folder."""
+        """Installs every archive, then every folder."""
         self._objects.clean()
-        for wanted in self._job.resources:
-            self._install(wanted)
+        for wanted in self._job.archives:
+            hex, etag, unchanged = self._install(wanted)
+            self._installed[wanted["source"]] = hex, etag
+            self._emit({"event": "object", "id": wanted["id"], "role": wanted["role"], "source": wanted["source"],
+                        "hex": hex, "etag": etag, "unchanged": unchanged})  # fmt: skip
         for folder in self._job.folders:
             ref = self._objects.add_folder(Path(folder["path"]))
             self._emit({"event": "code", "id": folder["id"], "hex": ref.hex})
         self._phase("staged", None)
 
-    def _install(self, wanted: dict[str, Any]) -> None:
+    def _install(self, wanted: dict[str, Any]) -> tuple[str, str | None, bool]:
+        """The object's name, its ETag, and whether it was there already."""
         promised = (wanted["digest"] or "").removeprefix("sha256:") or None
         self._phase("fetching", wanted["id"])
         if promised and self._objects.holds(promised):
-            self._installed(wanted, promised, None, unchanged=True)
-            return
+            return promised, None, True
+        if wanted["source"] in self._installed:
+            hex, etag = self._installed[wanted["source"]]
+            _check_digest(wanted, hex, promised)
+            return hex, etag, True
         known = self._known(wanted, promised)
-        part = Part(self._objects.staging / "downloads", wanted["source"], self._job.limits.sync_bytes)
+        part = Part(self._objects.staging / "downloads", wanted["source"], self._job.limits)
         try:
-            progress = self._progress_of(wanted["id"])
-            fetched = fetch(
-                _source(wanted, self._job.allowed), part, known[0] if known else None, self._job.limits, progress
-            )
-            if fetched is None:
-                assert known is not None
-                self._installed(wanted, known[1], known[0], unchanged=True)
-            else:
-                self._unpack(wanted, part, fetched, promised)
+            return self._fetch(wanted, part, known, promised)
+        except OSError:
+            part.remove()  # the disk may be full of it
+            raise
         finally:
             part.close()
 
@@ -159,34 +179,51 @@ class Installer:
             return None
         return etag, hex
 
-    def _unpack(self, wanted: dict[str, Any], part: Part, fetched: Fetched, promised: str | None) -> None:
+    def _fetch(
+        self, wanted: dict[str, Any], part: Part, known: tuple[str, str] | None, promised: str | None
+    ) -> tuple[str, str | None, bool]:
+        staged = self._objects.stage("archive")
+        ahead = Ahead(part.file, staged / "tree", self._job.caps)
+        source = source_of(wanted, self._job.allowed, self._job.limits)
+        progress = self._progress_of(wanted["id"], part, ahead, eager=promised is None)
+        try:
+            fetched = fetch(source, part, known[0] if known else None, self._job.limits, progress)
+            if fetched is None:
+                assert known is not None
+                return known[1], known[0], True
+            part.whole = True
+            return self._take(wanted, fetched, promised, staged, ahead)
+        except _EnoughError:
+            part.whole = True
+            ahead.entries()  # raises why
+            raise
+        finally:
+            ahead.close()
+            durable.remove(staged)
+
+    def _take(
+        self, wanted: dict[str, Any], fetched: Fetched, promised: str | None, staged: Path, ahead: Ahead
+    ) -> tuple[str, str | None, bool]:
+        """Makes what was unpacked an object, if the archive is what was promised."""
         self._phase("verifying", wanted["id"])
-        if promised and fetched.hex != promised:
-            part.remove()
-            text = f"the archive of {wanted['id']} has the digest sha256:{fetched.hex}, promised was sha256:{promised}"
-            raise IntegrityError("MODEL_DIGEST_MISMATCH", text, "Upload the archive again or correct the Digest.")
+        _check_digest(wanted, fetched.hex, promised)
         if not self._objects.holds(fetched.hex):
             self._phase("unpacking", wanted["id"])
-            staged = self._objects.stage(f"resource-{fetched.hex[:16]}")
-            try:
-                entries = unpack(fetched.file, staged / "tree", self._job.caps)
-            except (AgentError, OSError):
-                part.remove()
-                durable.remove(staged)
-                raise
-            facts = {"kind": "archive", "source": wanted["source"], "etag": fetched.etag, "bytes": fetched.size}
-            self._objects.add(staged, fetched.hex, entries, **facts)
-        part.remove()
-        self._installed(wanted, fetched.hex, fetched.etag, unchanged=False)
-
-    def _installed(self, wanted: dict[str, Any], hex: str, etag: str | None, *, unchanged: bool) -> None:
-        self._emit({"event": "object", "id": wanted["id"], "hex": hex, "etag": etag, "unchanged": unchanged})
+            kind = "archive" if wanted["role"] == "resource" else "code"
+            facts = {"kind": kind, "source": wanted["source"], "etag": fetched.etag, "bytes": fetched.size}
+            self._objects.add(staged, fetched.hex, ahead.entries(), **facts)
+        return fetched.hex, fetched.etag, False
 
     def _phase(self, phase: str, id: str | None) -> None:
         self._emit({"event": "phase", "phase": phase, "id": id})
 
-    def _progress_of(self, id: str) -> Callable[[int, int], None]:
+    def _progress_of(self, id: str, part: Part, ahead: Ahead, *, eager: bool) -> Callable[[int, int], None]:
+        """What is called for all that comes; `eager`: nothing more is fetched of what cannot be unpacked."""
+
         def tell(there: int, total: int) -> None:
+            ahead.grown(there, total, part.downloads)
+            if eager and ahead.failed:
+                raise _EnoughError
             now = time.monotonic()
             if now - self._told_s >= PROGRESS_EVERY_S:
                 self._told_s = now
@@ -195,21 +232,19 @@ class Installer:
         return tell
 
 
-def _source(wanted: dict[str, Any], patterns: list[str]) -> ArchiveSource:
-    def allowed(name: str) -> bool:
-        return any(allows(pattern, name) for pattern in patterns)
+class _EnoughError(Exception):
+    """The archive cannot be unpacked, however it goes on."""
 
-    if wanted["kind"] == "s3":
-        from agent.deployment.sources.s3 import S3Archive  # 42 MB of boto3, only where it is needed
 
-        return S3Archive(wanted["source"])
-    if wanted["kind"] == "https":
-        from agent.deployment.sources.https import HttpsArchive
-
-        return HttpsArchive(wanted["url"], allowed)
-    if wanted["kind"] == "file":
-        return FileArchive(wanted["source"].removeprefix("file://"), allowed)
-    raise RejectedError("NOT_SUPPORTED", f"sources of the kind {wanted['kind']} are not supported yet")
+def _check_digest(wanted: dict[str, Any], hex: str, promised: str | None) -> None:
+    """That the archive is the one that the document means."""
+    if not promised or hex == promised:
+        return
+    text = f"of {wanted['id']} has the digest sha256:{hex}, promised was sha256:{promised}"
+    remedy = "Upload the archive again or correct the Digest."
+    if wanted["role"] == "resource":
+        raise IntegrityError("MODEL_DIGEST_MISMATCH", f"the archive {text}", remedy)
+    raise IntegrityError("CODE_DIGEST_MISMATCH", f"the code package {text}", remedy)
 
 
 def _bind_to_parent() -> None:

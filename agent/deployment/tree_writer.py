@@ -10,28 +10,13 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from agent.deployment.objects import Entry
 from agent.errors import IntegrityError, RejectedError
+from agent.settings import Caps
 
-
-@dataclass(frozen=True, slots=True)
-class Caps:
-    """How much may come out of one archive.
-
-    Attributes:
-        ratio: bytes out for each byte in, once more than `ratio_from_bytes` came out. Weights shrink by 10 at most.
-        name_bytes: of a whole path in UTF-8.
-    """
-
-    total_bytes: int = 8 * 1024**3
-    members: int = 20_000
-    depth: int = 32
-    name_bytes: int = 1024
-    ratio: int = 200
-    ratio_from_bytes: int = 64 * 1024**2
+__all__ = ["Caps", "TreeWriter", "broken", "no_archive", "too_large", "unsafe"]
 
 
 class TreeWriter:
@@ -141,7 +126,8 @@ def unsafe(why: str) -> RejectedError:
 
 def too_large(why: str) -> RejectedError:
     """An archive beyond a cap."""
-    return RejectedError("ARCHIVE_TOO_LARGE", f"the archive is refused: {why}", "Make it smaller.")
+    remedy = "Make it smaller, or raise the cap in topics.yaml (unpack)."
+    return RejectedError("ARCHIVE_TOO_LARGE", f"the archive is refused: {why}", remedy)
 
 
 def broken(why: str) -> IntegrityError:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
+from agent.deployment.gunzip import Gunzip, Readable, ReadAhead
 from agent.deployment.objects import Entry
 from agent.deployment.tree_writer import Caps, TreeWriter, broken, no_archive, too_large, unsafe
 
@@ -26,6 +27,8 @@ EXTENSIONS: Final = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 )  # fmt: skip
 TAR_MAGIC_AT: Final = 257
+HEAD_BYTES: Final = 512
+ZIP_STARTS: Final = (b"PK\x03\x04", b"PK\x05\x06")
 DAMAGED: Final = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -46,36 +49,77 @@ def unpack(archive: Path, tree: Path, caps: Caps = Caps()) -> list[Entry]:  # no
         OSError: the disk's fault.
     """
     with archive.open("rb") as file:
-        output = TreeWriter(tree, caps, os.fstat(file.fileno()).st_size)
-        try:
-            _members(file, output)
-        except DAMAGED as error:
-            raise broken(str(error) or type(error).__name__) from error
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # zipfile seeks where a damaged directory says, before the file's start too
-                raise broken("its directory leads out of it") from error
-            raise
-        finally:
-            output.close()
+        size = os.fstat(file.fileno()).st_size
+        if file.read(4) in ZIP_STARTS:
+            return _unpack(lambda output: _zip(file, output), tree, caps, size)
+        file.seek(0)
+        return unpack_stream(file, size, tree, caps)
+
+
+def unpack_stream(stream: Readable, size: int, tree: Path, caps: Caps) -> list[Entry]:
+    """As `unpack`, for a tar or tar.gz that is read once from front to back, be it still on its way.
+
+    Args:
+        size: the whole archive's bytes, as announced.
+    """
+    return _unpack(lambda output: _streamed(stream, output), tree, caps, size)
+
+
+def is_streamable(head: bytes) -> bool:
+    """Whether an archive that begins so can be unpacked from front to back: a zip's directory comes last."""
+    return head[:4] not in ZIP_STARTS
+
+
+def _unpack(members: Callable[[TreeWriter], None], tree: Path, caps: Caps, size: int) -> list[Entry]:
+    output = TreeWriter(tree, caps, size)
+    try:
+        members(output)
+    except DAMAGED as error:
+        raise broken(str(error) or type(error).__name__) from error
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # zipfile seeks where a damaged directory says, before the file's start too
+            raise broken("its directory leads out of it") from error
+        raise
+    finally:
+        output.close()
     if not output.entries:
         raise broken("it holds no file")
     return output.entries
 
 
-def _members(file: IO[bytes], output: TreeWriter) -> None:
-    head = file.read(512)
-    file.seek(0)
+def _streamed(stream: Readable, output: TreeWriter) -> None:
+    head = b""
+    while len(head) < HEAD_BYTES and (more := stream.read(HEAD_BYTES - len(head))):
+        head += more
+    whole = _Joined(head, stream)
     if head[:2] == b"\x1f\x8b":
-        _tar(_Gunzip(file, output.count_out), output)
-    elif head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-        _zip(file, output)
+        ahead = ReadAhead(Gunzip(whole))
+        try:
+            _tar(_Counted(ahead, output.count_out), output)
+        finally:
+            ahead.close()
     elif head[TAR_MAGIC_AT : TAR_MAGIC_AT + 5] == b"ustar":
-        _tar(_Plain(file, output.count_out), output)
+        _tar(_Counted(whole, output.count_out), output)
     else:
         raise no_archive(f"it begins with {head[:16]!r}")
 
 
-def _tar(stream: _Plain | _Gunzip, output: TreeWriter) -> None:
+class _Joined:
+    """A stream again from its beginning, when its head has been looked at."""
+
+    def __init__(self, head: bytes, rest: Readable) -> None:
+        self._head = head
+        self._rest = rest
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end."""
+        if not self._head:
+            return self._rest.read(size)
+        found, self._head = self._head[:size], self._head[size:]
+        return found
+
+
+def _tar(stream: Readable, output: TreeWriter) -> None:
     """The members of a tar stream, read once from front to back."""
     try:
         archive = tarfile.open(  # type: ignore[call-overload]  # noqa: SIM115 - closed below
@@ -151,63 +195,15 @@ def _chunks(content: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-class _Plain:
-    """A file's bytes, each counted."""
+class _Counted:
+    """A stream's bytes, each counted as what came out."""
 
-    def __init__(self, file: IO[bytes], count: Callable[[int], None]) -> None:
-        self._file = file
+    def __init__(self, stream: Readable, count: Callable[[int], None]) -> None:
+        self._stream = stream
         self._count = count
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes; none at the end."""
-        data = self._file.read(size)
+        data = self._stream.read(size)
         self._count(len(data))
         return data
-
-
-class _Gunzip:
-    """What a gzip file holds, each byte counted as it comes out; zlib itself checks the CRC of every member.
-
-    gzip.GzipFile does the same in steps of 8 KiB before Python 3.12.
-    """
-
-    def __init__(self, file: IO[bytes], count: Callable[[int], None]) -> None:
-        self._file = file
-        self._count = count
-        self._zlib = zlib.decompressobj(wbits=31)
-        self._rest = b""  # read from the file and not yet used
-
-    def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end.
-
-        Raises:
-            IntegrityError: ARCHIVE_BROKEN, the file is cut off or damaged.
-        """
-        while not self._at_end():
-            fresh = self._rest or self._file.read(CHUNK_BYTES)
-            data = self._decompress(fresh, size)
-            self._rest = self._zlib.unused_data if self._zlib.eof else self._zlib.unconsumed_tail
-            if data:
-                self._count(len(data))
-                return data
-            if not fresh and not self._zlib.eof:
-                raise broken("it is cut off")
-        return b""
-
-    def _decompress(self, data: bytes, size: int) -> bytes:
-        try:
-            return self._zlib.decompress(data, size)
-        except zlib.error as error:  # translated here: tarfile would take it for the lack of a tar
-            raise broken(str(error)) from error
-
-    def _at_end(self) -> bool:
-        """Whether the last gzip member has ended; if another follows, it is begun. Zeros after the last are padding."""
-        if not self._zlib.eof:
-            return False
-        rest = self._rest or self._file.read(CHUNK_BYTES)
-        while rest and not rest.strip(b"\0"):
-            rest = self._file.read(CHUNK_BYTES)
-        self._rest = rest.lstrip(b"\0")
-        if self._rest:
-            self._zlib = zlib.decompressobj(wbits=31)
-        return not self._rest

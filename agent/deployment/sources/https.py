@@ -18,7 +18,6 @@ from agent.deployment.sources import Stream, content_range, strong
 from agent.errors import AgentError, RejectedError, TransientError
 
 CHUNK_BYTES: Final = 1024 * 1024
-TIMEOUT_S: Final = 20  # to connect, and for each read: a stalled connection is given up
 MAX_REDIRECTS: Final = 5
 REDIRECTS: Final = (301, 302, 303, 307, 308)
 WAIT: Final = (408, 425, 429)
@@ -29,12 +28,14 @@ class HttpsArchive:
 
     Args:
         allowed: whether the policy allows a source's name; asked about each URL that a redirect leads to.
+        stall_s: to connect, and how long nothing may come before the connection is given up, seconds.
     """
 
-    def __init__(self, url: str, allowed: Callable[[str], bool]) -> None:
+    def __init__(self, url: str, allowed: Callable[[str], bool], stall_s: float) -> None:
         self.name = url.partition("?")[0]
         self._url = url
         self._allowed = allowed
+        self._stall_s = stall_s
 
     def open(self, start: int, etag: str | None, known: str | None) -> Stream | None:
         """See `ArchiveSource.open`; one GET, and one more for each redirect."""
@@ -59,7 +60,7 @@ class HttpsArchive:
     def _get(self, url: str, headers: dict[str, str], redirects: int) -> http.client.HTTPResponse:
         parts = urlsplit(url)
         connection = http.client.HTTPSConnection(
-            parts.hostname or "", parts.port, timeout=TIMEOUT_S, context=_context()
+            parts.hostname or "", parts.port, timeout=self._stall_s, context=_context()
         )
         connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
         answer = connection.getresponse()

@@ -1,0 +1,75 @@
+"""The sections `fetch` and `unpack` of topics.yaml: bounds of what deployments may fetch and unpack."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from agent.settings import Caps, FetchLimits
+from agent.settings_file import Value
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+         "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+SIZE = re.compile(r"([0-9]{1,15})(\.[0-9]{1,3})? ?([A-Za-z]*)")
+MOST = 2**50
+# By key: the field, the least value, and the kind of value.
+FETCH = {
+    "max_bytes": ("max_bytes", 1, "size"),
+    "free_bytes": ("free_bytes", 0, "size"),
+    "max_bytes_per_s": ("max_bytes_per_s", 1024, "size"),
+    "min_bytes_per_s": ("min_bytes_per_s", 0, "size"),
+    "attempts": ("attempts", 1, "count"),
+    "backoff_s": ("backoff_s", 0, "seconds"),
+    "stall_s": ("stall_s", 0, "seconds"),
+}
+UNPACK = {
+    "max_bytes": ("total_bytes", 1, "size"),
+    "max_members": ("members", 1, "count"),
+    "max_depth": ("depth", 1, "count"),
+    "max_name_bytes": ("name_bytes", 1, "count"),
+    "max_ratio": ("ratio", 1, "count"),
+}
+Keys = dict[str, tuple[str, int, str]]
+
+
+def read_fetch(value: Value | None) -> FetchLimits:
+    """How sources are fetched."""
+    return FetchLimits(**_fields(value, FETCH))
+
+
+def read_unpack(value: Value | None) -> Caps:
+    """How much may come out of an archive."""
+    return Caps(**_fields(value, UNPACK))
+
+
+def _fields(value: Value | None, keys: Keys) -> dict[str, Any]:
+    given = value.mapping(keys) if value else {}
+    found = {keys[key][0]: _number(each, *keys[key][1:]) for key, each in given.items()}
+    return {field: number for field, number in found.items() if number is not None}
+
+
+def _number(value: Value, least: int, kind: str) -> float | None:
+    if kind == "count":
+        return value.integer(least, 10**8)
+    return _size(value, least) if kind == "size" else _seconds(value)
+
+
+def _size(value: Value, least: int) -> int | None:
+    found = SIZE.fullmatch(value.word or "")
+    unit = UNITS.get(found[3].upper()) if found else None
+    if found is None or unit is None:
+        value.problem(f"`{value.name}` must be a number of bytes, such as 4096, 500 MB or 4 GiB")
+        return None
+    size = int(float(found[1] + (found[2] or "")) * unit) if found[2] else int(found[1]) * unit
+    if not least <= size <= MOST:
+        value.problem(f"`{value.name}` must be from {least} bytes to 1024 TiB")
+        return None
+    return size
+
+
+def _seconds(value: Value) -> float | None:
+    word = value.word or ""
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", word) or not 0 < float(word) <= 86_400:
+        value.problem(f"`{value.name}` must be a number of seconds up to 86400")
+        return None
+    return float(word)
