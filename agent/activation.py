@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.deployment import overlays
 from agent.deployment.definition import Function, Probation
 from agent.deployment.health import encode, overrides_of
+from agent.deployment.owners import groups_of, withheld_from
 from agent.deployment.store import Group
 from agent.deployment.threads import in_thread
 from agent.errors import AgentError, FunctionError
@@ -105,6 +107,7 @@ class Activation:
         """
         if group.number in self._warm:
             return
+        await in_thread(overlays.prepare, self._settings.state, group)
         pools = self._open(group).pools
         while True:
             self._news.clear()
@@ -154,6 +157,7 @@ class Activation:
         """Routes to the group's workers, warm or not yet; those of before are kept. Returns when the brokers know."""
         fresh = self._warm.pop(group.number, None)
         if fresh is None:
+            await self._prepare_if_it_can(group)
             fresh = self._open(group)
             del self._warm[group.number]
         before = self._routed_to
@@ -257,6 +261,13 @@ class Activation:
         """What the exchange needs to know of the group's functions."""
         return {function.id: _traits(function) for function in group.deployment.functions}
 
+    async def _prepare_if_it_can(self, group: Group) -> None:
+        """At a start there is no other group to keep: a function without its copy fails, and the rest runs."""
+        try:
+            await in_thread(overlays.prepare, self._settings.state, group)
+        except (AgentError, OSError) as error:
+            log.error("the functions' own copies of models cannot be made: %s", error)
+
     def _open(self, group: Group) -> _Generation:
         self._generations += 1
         opened = _Generation(group, self._generations)
@@ -287,8 +298,9 @@ class Activation:
 
     def _spec(self, function: Function, generation: _Generation, origin: Origin) -> workers.Spec:
         state, view = self._settings.state, self._view(function.id, generation)
-        models = views.models_of(function, generation.group)
+        models = views.models_of(function, generation.group, state)
         views.lay(view, models)
+        _note_view(function.id, generation, "", withheld_from(function, generation.group.deployment))
         home = state / "data" / function.id
         home.mkdir(parents=True, exist_ok=True)
         return workers.Spec(
@@ -301,6 +313,7 @@ class Activation:
             },
             path=self._path,
             directory=home,
+            groups=groups_of(function, generation.group.deployment),
             environment={
                 **workers.base_environment(),
                 "HOME": str(home),

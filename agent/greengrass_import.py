@@ -112,8 +112,6 @@ def _take_out(document: dict[str, Any], where: str, text: str) -> str:
         del elements[index]
         _forget(document, id)
         return f"the resource {id} is left out, and no function has it: {last}: {text}"
-    elif last == "Permission":
-        return _make_read_only(document, _at(elements[index], steps[1:-1]).get("ResourceId"), text)
     else:
         holder = _at(elements[index], steps[1:-1])
         if isinstance(holder, dict) and last in holder:
@@ -144,18 +142,6 @@ def _named(document: Mapping[str, Any], text: str) -> str:
         return f"{match[1]} {element.get('Id')}" if isinstance(element, dict) else match[0]
 
     return re.sub(r"^([A-Z][A-Za-z]+)\[(\d+)\]", name, text)
-
-
-def _make_read_only(document: dict[str, Any], id: object, text: str) -> str:
-    for resource in document["Resources"]:
-        for data in resource["ResourceDataContainer"].values() if resource.get("Id") == id else ():
-            if (data.get("OwnerSetting") or {}).get("GroupPermission") == "rw":
-                data["OwnerSetting"]["GroupPermission"] = "ro"
-    for policies in _policies(document):
-        for policy in policies:
-            if policy.get("ResourceId") == id and policy.get("Permission") == "rw":
-                policy["Permission"] = "ro"
-    return f"the resource {id} is made read-only: {text}"
 
 
 def _forget(document: dict[str, Any], id: str) -> None:

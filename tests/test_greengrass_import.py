@@ -187,7 +187,7 @@ def test_what_is_not_supported_is_taken_out_with_all_that_names_it() -> None:
     assert len(made.document["Resources"]) + len(taken) == len(RESOURCES)
 
 
-def test_a_model_to_write_to_becomes_one_to_read() -> None:
+def test_a_model_to_write_to_stays_one() -> None:
     data = RESOURCES[0]["ResourceDataContainer"]["S3MachineLearningModelResourceData"]
     owner = {**data, "OwnerSetting": {"GroupOwner": "ml", "GroupPermission": "rw"}}
     parts = {"Resources": {"Resources": [resource("model", S3MachineLearningModelResourceData=owner)]}}

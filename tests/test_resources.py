@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from agent.deployment.objects import Objects
 from tests.agent_kit import function, resource, subscription
 from tests.conftest import Site
+from tests.mqtt_kit import wait_until
 from tests.test_main_job import ask, put_model
 
 BARE = "/marram-test/ml/model"  # a DestinationPath that no machine has
@@ -88,6 +90,60 @@ def test_a_bare_path_keeps_its_version_when_the_hosts_link_turns(site: Site) -> 
         read = attempt(site, read=[f"{place}/model.onnx"], write=[f"{place}/model.onnx"])
         assert read["read"][f"{place}/model.onnx"]
         assert read["written"][f"{place}/model.onnx"] in REFUSED
+
+
+def owned(uri: str, group: str, permission: str) -> dict[str, Any]:
+    made = resource(uri, destination=BARE)
+    owner = {"GroupOwner": group, "GroupPermission": permission}
+    made["ResourceDataContainer"]["S3MachineLearningModelResourceData"]["OwnerSetting"] = owner
+    return made
+
+
+def test_what_a_function_changes_is_its_own_and_stays(site: Site) -> None:
+    made = put_model(site, 1)
+    hex = made["digest"].removeprefix("sha256:")
+    policies = [{"ResourceId": "model", "Permission": "rw"}]
+    reader = {**function("scores", models=("model",))}
+    document = vandals("v1", made["uri"])
+    document["Resources"] = [owned(made["uri"], "4242", "rw")]
+    document["Functions"][0]["FunctionConfiguration"]["Environment"]["ResourceAccessPolicies"] = policies
+    document["Functions"].append(reader)
+    own, prefixed = f"{BARE}/own.txt", f"$AWS_GG_RESOURCE_PREFIX{BARE}/own.txt"
+    with site.core() as core:
+        core.wait_linked()
+        core.deploy(document)
+        answer = attempt(site, write=[own, prefixed, f"$HOME/../../objects/{hex}/tree/model.onnx"])
+        assert list(answer["written"].values())[:2] == ["written"] * 2
+        assert list(answer["written"].values())[2] in REFUSED
+        core.stop()
+        core.start()
+        core.wait_ready("vandal", "scores")
+        core.wait_linked()
+        assert attempt(site, read=[own])["read"][own] == "vandal was here\n" * 2
+        Objects(core.state).verify(hex)
+        copy = core.state / "overlays" / "vandal" / "model" / hex
+        assert (copy / "own.txt").exists()
+        if os.geteuid() == 0:
+            assert (copy / "model.onnx").stat().st_gid == 4242
+        second = put_model(site, 2, key="second.tar.gz")
+        for number in range(2, 6):  # until the first group is no longer kept
+            core.deploy({**document, "DeploymentId": f"v{number}", "Resources": [owned(second["uri"], "4242", "rw")]})
+        wait_until(lambda: not copy.exists(), "the copy to go with its version")
+
+
+def test_the_owners_group_is_given_to_the_worker(site: Site) -> None:
+    made = put_model(site, 1)
+    document = vandals("v1", made["uri"])
+    with site.core() as core:
+        core.wait_linked()
+        last = core.deploy({**document, "Resources": [owned(made["uri"], "4242", "ro")]})
+        given = 4242 in attempt(site)["groups"]
+        said = any("the function vandal: it does not get the group 4242" in text for text in last["warnings"])
+        assert (given, said) == ((True, False) if os.geteuid() == 0 else (False, True))
+        unknown = {**document, "DeploymentId": "v2", "Resources": [owned(made["uri"], "no-such-group", "ro")]}
+        last = core.deploy(unknown, expect="FAILED")
+        assert last["reason"]["code"] == "GROUP_UNKNOWN"
+        assert "groupadd no-such-group" in json.dumps(last["reason"])
 
 
 NARROW = """

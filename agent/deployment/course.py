@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.deployment import host_links, quarantine
+from agent.deployment import host_links, overlays, quarantine
 from agent.deployment.admission import Admission
 from agent.deployment.definition import Deployment, Probation
 from agent.deployment.download import FetchLimits
@@ -296,6 +296,7 @@ class Course:
         try:
             keep = {record.previous, *self._activation.in_use()}
             await in_thread(self._store.prune, keep)
+            await in_thread(overlays.prune, self._store.root, self._store.objects.names())
             if record.state is State.COMMITTED:
                 await in_thread(self._store.objects.clear_downloads)
             async with self._ledger.documents:

@@ -237,8 +237,6 @@ def _policy(fields: Fields, resources: Mapping[str, Resource], isolation: str | 
             fields.bad("Permission", "NoContainer takes no Permission: it is the owner's; leave it out")
     if permission == "rw" and resource.owner is not None and resource.owner.permission == "ro":
         fields.bad("Permission", f"rw is more than the owner of {id} has (ro)")
-    if (permission or (resource.owner and resource.owner.permission)) == "rw":
-        fields.bad("Permission", f"rw on a model ({id}) is not supported yet; use ro", UNSUPPORTED)
     return AccessPolicy(id, permission)
 
 

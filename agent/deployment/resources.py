@@ -27,6 +27,7 @@ ID_WORDS: Final = "1 to 128 of the characters A-Z a-z 0-9 : _ -"
 DIGEST: Final = r"sha256:[0-9a-f]{64}"
 DIGEST_WORDS: Final = '"sha256:" and 64 lower-case hex digits'
 GROUP: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+MAX_GID: Final = 2**32 - 2
 MAX_RESOURCES: Final = 200  # V1: resources a group
 RUNTIMES: Final = ("dlr", "onnx")
 RUNTIMES_TO_COME: Final = ("litert", "tensorflow", "mxnet")
@@ -171,11 +172,9 @@ def _owner(data: Fields) -> Owner | None:
         setting.bad("GroupPermission", "is missing")
     permission = setting.choice("GroupPermission", ("ro", "rw"))
     setting.done()
-    if group and permission:
-        text = f"the group {group} is not given to workers yet; they run as the agent's user"
-        setting.problems.warn(setting.where, text)
-        return Owner(group, permission)
-    return None
+    if group and group.isdecimal() and int(group) > MAX_GID:
+        setting.bad("GroupOwner", f"{group} is no GID: the highest is {MAX_GID}")
+    return Owner(group, permission) if group and permission else None
 
 
 def _extra(extra: Fields) -> tuple[str | None, str | None, dict[str, object], HealthCheck | None]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.deployment import overlays
 from agent.deployment.definition import Function
 from agent.deployment.store import Group
 
@@ -32,16 +33,16 @@ class SeenModel:
     writable: bool = False
 
 
-def models_of(function: Function, group: Group) -> tuple[SeenModel, ...]:
+def models_of(function: Function, group: Group, state: Path) -> tuple[SeenModel, ...]:
     """The function's models in the order of its policies."""
-    return tuple(
-        SeenModel(
-            policy.resource,
-            group.objects[policy.resource].tree.resolve(),
-            group.deployment.resource(policy.resource).destination,
-        )
-        for policy in function.policies
-    )
+    return tuple(_model(function, policy.resource, group, state) for policy in function.policies)
+
+
+def _model(function: Function, resource: str, group: Group, state: Path) -> SeenModel:
+    version, destination = group.objects[resource], group.deployment.resource(resource).destination
+    writable = overlays.is_writable(function, group.deployment, resource)
+    tree = overlays.place(state, function.id, resource, version.hex) if writable else version.tree
+    return SeenModel(resource, tree.resolve(), destination, writable)
 
 
 def lay(view: Path, models: Iterable[SeenModel]) -> None:

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Spec:
         path: directory that holds our package `functions` and nothing else.
         directory: its working directory.
         memory_kb: resident memory it may take, KiB; None: unlimited.
+        groups: GIDs that it has beside the agent's own.
         seen: called before it counts as ready with how far its view of the files is its own (the tier) and what could
             not be done of it.
     """
@@ -64,6 +65,7 @@ class Spec:
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     memory_kb: int | None = None
+    groups: Collection[int] = ()
     seen: Callable[[str, Sequence[str]], None] = lambda tier, warnings: None
 
 
@@ -132,6 +134,7 @@ class WorkerProcess:
             cwd=self.spec.directory,
             pass_fds=(sock.fileno(), pulse.fileno()),
             start_new_session=True,
+            extra_groups=[*os.getgroups(), *self.spec.groups] if self.spec.groups else None,
         )
 
     def _watch(self) -> None:
