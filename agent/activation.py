@@ -23,7 +23,7 @@ from typing import Any
 from agent.deployment import overlays
 from agent.deployment.definition import Function, Probation
 from agent.deployment.health import encode, overrides_of
-from agent.deployment.owners import groups_of, withheld_from
+from agent.deployment.owners import check_local, groups_of, withheld_from
 from agent.deployment.store import Group
 from agent.deployment.threads import in_thread
 from agent.errors import AgentError, FunctionError
@@ -299,7 +299,9 @@ class Activation:
     def _spec(self, function: Function, generation: _Generation, origin: Origin) -> workers.Spec:
         state, view = self._settings.state, self._view(function.id, generation)
         models = views.models_of(function, generation.group, state)
-        views.lay(view, models)
+        check_local(function, generation.group.deployment, self._settings.policy.local)
+        seen = (*models, *views.volumes_of(function, generation.group))
+        views.lay(view, seen)
         _note_view(function.id, generation, "", withheld_from(function, generation.group.deployment))
         home = state / "data" / function.id
         home.mkdir(parents=True, exist_ok=True)
@@ -309,7 +311,7 @@ class Activation:
             config={
                 **self._config(function, generation.group, origin),
                 "models": [_model(model, generation.group) for model in models],
-                "mounts": views.mounts(state, home, models),
+                "mounts": views.mounts(state, home, seen),
             },
             path=self._path,
             directory=home,
@@ -356,7 +358,7 @@ class Activation:
         return self._settings.state / "run" / function / f"{generation.group.number}-{generation.number}"
 
 
-def _model(model: views.SeenModel, group: Group) -> dict[str, Any]:
+def _model(model: views.Seen, group: Group) -> dict[str, Any]:
     resource, found = group.deployment.resource(model.resource), group.objects[model.resource]
     return {
         "id": resource.id,

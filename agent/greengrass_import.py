@@ -20,7 +20,7 @@ from agent.greengrass_answers import read_group
 from agent.settings import Policy
 
 KEPT: Final = ("Resources", "Functions", "Subscriptions", "Loggers", "Connectors")
-EVERYTHING: Final = Policy(sources=("*",), destinations=("/",))  # what a core allows is the core's matter
+EVERYTHING: Final = Policy(sources=("*",), destinations=("/",), local=("*",))  # what a core allows is the core's matter
 _INDEXED: Final = re.compile(r"([A-Za-z]+)\[(\d+)\]")
 
 

@@ -96,6 +96,7 @@ class Policy:
     trusted_keys: tuple[TrustedKey, ...] = ()
     allow_unsigned_code: bool = False
     allow_root: bool = False
+    local: tuple[str, ...] = ()
     allow_dotted_buckets: bool = False
 
 

@@ -30,6 +30,7 @@ POLICY_KEYS = (
     "trusted_keys",
     "allow_unsigned_code",
     "allow_root",
+    "local",
 )
 SOURCE_KINDS = ("s3://", "https://", "http://", "file:///", "arn:", "*")
 TEMPLATES = {
@@ -204,6 +205,7 @@ def _policy(value: Value | None, base: Path) -> Policy:
         allow_dotted_buckets=_flag(keys, "allow_dotted_buckets"),
         allow_unsigned_code=_flag(keys, "allow_unsigned_code"),
         allow_root=_flag(keys, "allow_root"),
+        local=tuple(text for item, text in _texts(keys, "local") if _local_is_good(item, text)),
     )
 
 
@@ -213,6 +215,16 @@ def _source_is_good(item: Value, pattern: str) -> bool:
     item.problem(
         f"`{item.name}` is {pattern!r}, which no source can match;"
         " write s3://BUCKET/*, https://HOST/*, file:///DIR/* or arn:*"
+    )
+    return False
+
+
+def _local_is_good(item: Value, pattern: str) -> bool:
+    if pattern.startswith("/") and os.path.normpath(pattern) == pattern:
+        return True
+    item.problem(
+        f"`{item.name}` is {pattern!r}, which no device or volume can match; write /dev/video* or /srv/data/*,"
+        " absolute and without `..`"
     )
     return False
 

@@ -223,6 +223,12 @@ BAD = [
     (at(f"{R}.DestinationPath", "/"), "DestinationPath: must be an absolute path"),
     (at(f"{R}.OwnerSetting", {"GroupOwner": "ml"}), "GroupPermission: is missing"),
     (at(f"{R}.OwnerSetting.GroupPermission", "rx"), "GroupPermission: must be one of ro, rw"),
+    (at("Resources.1", {"Id": "d", "Name": "d", "ResourceDataContainer": {"LocalDeviceResourceData": {"SourcePath":
+     "/etc/x"}}}), "a device lies below /dev"),
+    (at("Resources.1", {"Id": "d", "Name": "d", "ResourceDataContainer": {"LocalVolumeResourceData": {"SourcePath":
+     "/sys/x", "DestinationPath": "/x"}}}), "is the kernel's own and no volume"),
+    (at("Resources.1", {"Id": "d", "Name": "d", "ResourceDataContainer": {"LocalVolumeResourceData": {"SourcePath":
+     "/srv/../x", "DestinationPath": "/x"}}}), "SourcePath: must be an absolute path"),
     (at("Resources.0.Marram.Digest", "sha256:0A"), "Digest: must be"),
     (at("Resources.0.Marram.Runtime", "dlrr"), '(did you mean "dlr"?)'),
     (at("Resources.0.Marram.Options", {"a": []}), "Options: must be"),
@@ -280,7 +286,7 @@ def test_all_problems_are_said_at_once() -> None:
 
 UNSUPPORTED = [
     (at("Resources.0.Marram.Runtime", "litert"), "litert"),
-    (at("Resources.0.ResourceDataContainer", {"LocalDeviceResourceData": {"SourcePath": "/dev/x"}}), "LocalDevice"),
+    (at("Resources.0.ResourceDataContainer", {"SecretsManagerSecretResourceData": {"ARN": "x"}}), "SecretsManager"),
     (at("Functions.0.Marram.Capture", {"Strategy": "margin", "Threshold": 0.1}), "margin"),
     (at(f"{F}.Environment.Execution", {"IsolationMode": "GreengrassContainer"}), "IsolationMode"),
     (at(f"{F}.Environment.Execution", {"RunAs": {"Uid": 0, "Gid": 0}}), "RunAs"),
@@ -291,7 +297,7 @@ UNSUPPORTED = [
 @pytest.mark.parametrize(("change", "words"), UNSUPPORTED, ids=[words for _, words in UNSUPPORTED])
 def test_what_is_not_built_yet_is_refused_by_name(change: Callable[[dict[str, Any]], None], words: str) -> None:
     values = changed(change)
-    if "ResourceDataContainer" in json.dumps(values) and words in ("LocalDevice",):
+    if "ResourceDataContainer" in json.dumps(values) and words in ("SecretsManager",):
         values["Functions"], values["Subscriptions"] = [], []
     error = refused(values)
     assert error.code == "NOT_SUPPORTED"

@@ -25,7 +25,7 @@ from agent.greengrass_import import Imported, import_group
 from agent.settings import Policy, Subscription
 
 MODEL: ServiceModel = botocore.session.get_session().get_service_model("greengrass")
-POLICY = Policy(sources=("*",), destinations=("/",))
+POLICY = Policy(sources=("*",), destinations=("/",), local=("*",))
 LAMBDA = "arn:aws:lambda:eu-west-1:123456789012:function:activity:3"
 OTHER = "arn:aws:lambda:eu-west-1:123456789012:function:blink:PROD"
 DETECTOR = "arn:aws:lambda:::function:GGIPDetector:1"

@@ -21,6 +21,7 @@ PURE = (
     "agent.deployment.document",
     "agent.deployment.fields",
     "agent.deployment.functions",
+    "agent.deployment.local_resources",
     "agent.deployment.machine",
     "agent.deployment.resources",
     "agent.deployment.subscriptions",

@@ -146,6 +146,73 @@ def test_the_owners_group_is_given_to_the_worker(site: Site) -> None:
         assert "groupadd no-such-group" in json.dumps(last["reason"])
 
 
+def local(id: str, kind: str, **data: Any) -> dict[str, Any]:
+    return {"Id": id, "Name": id, "ResourceDataContainer": {f"Local{kind}ResourceData": data}}
+
+
+def with_local(id: str, *resources: tuple[dict[str, Any], str]) -> dict[str, Any]:
+    policies = [{"ResourceId": each["Id"], "Permission": permission} for each, permission in resources]
+    made = function("vandal")
+    made["FunctionConfiguration"]["Environment"]["ResourceAccessPolicies"] = policies
+    return {
+        "DeploymentId": id,
+        "Resources": [each for each, _ in resources],
+        "Functions": [made],
+        "Subscriptions": ROUTES,
+    }
+
+
+def test_volumes_and_devices_are_there_as_the_document_says(site: Site) -> None:
+    shared, kept = site.directory / "srv" / "shared", site.directory / "srv" / "kept"
+    for each in (shared, kept):
+        each.mkdir(parents=True)
+        (each / "text").write_text("of the core\n")
+    if os.geteuid() == 0:
+        os.chown(shared, -1, 4243)
+    auto = {"AutoAddGroupOwner": True}
+    volumes = [
+        (local("shared", "Volume", SourcePath=str(shared), DestinationPath="/v/rw", GroupOwnerSetting=auto), "rw"),
+        (local("kept", "Volume", SourcePath=str(kept), DestinationPath="/v/ro"), "ro"),
+        (local("null", "Device", SourcePath="/dev/null"), "rw"),
+    ]
+    with site.core(policy={"local": [f"{site.directory}/srv/*", "/dev/null"]}) as core:
+        core.wait_linked()
+        last = core.deploy(with_local("v1", *volumes))
+        assert not [text for text in last["warnings"] if "the function vandal" in text], last["warnings"]
+        ro = ["/v/ro/text", "$AWS_GG_RESOURCE_PREFIX/v/ro/text", str(kept / "text")]
+        answer = attempt(site, read=["/v/ro/text"], write=["/v/rw/text", "/dev/null", *ro])
+        assert answer["read"]["/v/ro/text"] == "of the core\n"
+        assert answer["written"].pop("/v/rw/text") == answer["written"].pop("/dev/null") == "written"
+        assert set(answer["written"].values()) <= REFUSED
+        assert os.geteuid() != 0 or 4243 in answer["groups"]
+        assert (shared / "text").read_text() == "of the core\nvandal was here\n"
+        assert (kept / "text").read_text() == "of the core\n"
+
+
+def test_what_is_not_there_or_not_allowed_fails(site: Site) -> None:
+    folder = site.directory / "srv"
+    folder.mkdir()
+    (folder / "link").symlink_to("/var")
+    (folder / "file").write_text("no directory")
+
+    def volume(name: str) -> tuple[dict[str, Any], str]:
+        return local("v", "Volume", SourcePath=name, DestinationPath="/v"), "ro"
+
+    with site.core(policy={"local": [f"{folder}/*"]}) as core:
+        core.wait_linked()
+        for number, (name, status, code) in enumerate(
+            [
+                (f"{folder}/gone", "FAILED", "LOCAL_RESOURCE_MISSING"),
+                (f"{folder}/file", "FAILED", "LOCAL_RESOURCE_MISSING"),
+                (f"{folder}/link", "FAILED", "LOCAL_RESOURCE_ELSEWHERE"),
+                ("/var/lib", "REJECTED", "NOT_ALLOWED"),
+            ]
+        ):
+            last = core.deploy(with_local(f"v{number}", volume(name)), expect=status)
+            assert last["reason"]["code"] == code, last
+        assert 'local: ["/var/lib"]' in last["reason"]["message"]
+
+
 NARROW = """
 import ctypes, os, sys
 sys.path.insert(0, {path!r})

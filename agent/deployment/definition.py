@@ -17,6 +17,8 @@ RESET: Final = "ResetDeployment"
 FORCE_RESET: Final = "ForceResetDeployment"
 TYPES: Final = (NEW, REDEPLOYMENT, RESET, FORCE_RESET)
 ENDPOINT_ARN: Final = "marram:model"
+DEVICE: Final = "device"
+VOLUME: Final = "volume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,27 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalResource:
+    """A device or a directory of the core that a function may use.
+
+    Attributes:
+        kind: `DEVICE` or `VOLUME`.
+        source: its path on the core, absolute and normalised.
+        destination: where a volume's functions find it; None for a device.
+        auto_group: whether workers get the group that owns the source.
+        group: a group's name or GID that they get otherwise.
+    """
+
+    id: str
+    name: str
+    kind: str
+    source: str
+    destination: str | None = None
+    auto_group: bool = False
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AccessPolicy:
     """That a function may use a resource; `permission` None inherits the owner's."""
 
@@ -152,7 +175,8 @@ class Function:
         encoding: ``json`` or ``binary``.
         timeout_s: for one request, seconds.
         memory_kb: resident memory, KiB; None: unlimited.
-        policies: its resources in the document's order; the first is the one that results name.
+        policies: its models in the document's order; the first is the one that results name.
+        local: its devices and volumes.
         isolation: ``NoContainer``, or None where the document leaves it open.
         interpreter: the name of one of the policy's interpreters; None: the agent's own.
         meta: whether results that are JSON objects carry ``meta``.
@@ -178,6 +202,7 @@ class Function:
     handler: str | None = None
     code: Source | None = None
     code_digest: str | None = None
+    local: tuple[AccessPolicy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +247,15 @@ class Deployment:
     probation: Probation | None = None
     signed_by: str | None = None
     retry_quarantined: bool = False
+    local: tuple[LocalResource, ...] = ()
+
+    def local_resource(self, id: str) -> LocalResource:
+        """The device or volume with that Id.
+
+        Raises:
+            KeyError: the group has none.
+        """
+        return {each.id: each for each in self.local}[id]
 
     def resource(self, id: str) -> Resource:
         """The resource with that Id.

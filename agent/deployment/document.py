@@ -26,6 +26,7 @@ from agent.deployment.definition import (
     FileSource,
     Function,
     HttpsSource,
+    LocalResource,
     Owner,
     Probation,
     Resource,
@@ -94,6 +95,7 @@ def parse(
         if signed_by is None:
             problems.warn("", "the document is signed, but this core has no policy.trusted_keys: nobody checked it")
     _check_policy(deployment, policy, problems)
+    _check_local(deployment.local, policy, problems)
     _check_code(deployment.functions, policy, signed_by, problems)
     _raise_if_any(problems)
     return replace(deployment, warnings=tuple(problems.warnings), signed_by=signed_by)
@@ -144,8 +146,10 @@ def _deployment(
     sequence, probation, retry_quarantined = _extra(document)
     if type != NEW:
         _refuse_body(document, type)
-    resources = read_resources(document)
-    functions = read_functions(document, {r.id: r for r in resources}, interpreters)
+    found = read_resources(document)
+    resources = tuple(each for each in found if isinstance(each, Resource))
+    local = tuple(each for each in found if isinstance(each, LocalResource))
+    functions = read_functions(document, {each.id: each for each in found}, interpreters)
     subscriptions = read_subscriptions(document, {f.id: f for f in functions})
     _refuse_definitions(document)
     for key in NOT_DONE:
@@ -163,6 +167,7 @@ def _deployment(
         tuple(problems.warnings),
         probation,
         retry_quarantined=retry_quarantined,
+        local=local,
     )
 
 
@@ -281,6 +286,14 @@ def forbidden(source: Source, policy: Policy) -> Iterator[str]:
             f"has a dot in its bucket's name ({bucket}), which Greengrass V1 refuses, as TLS host names do not go with"
             " it; rename the bucket, or add to policy in topics.yaml: allow_dotted_buckets: true"
         )
+
+
+def _check_local(resources: tuple[LocalResource, ...], policy: Policy, problems: Problems) -> None:
+    for resource in resources:
+        if not any(allows(pattern, resource.source) for pattern in policy.local):
+            line = f'local: ["{resource.source}"]'
+            text = f"its source {resource.source} is not allowed here; add to policy in topics.yaml: {line}"
+            problems.note(FORBIDDEN, f"the resource {resource.id}", text)
 
 
 def _check_code(functions: tuple[Function, ...], policy: Policy, signed_by: str | None, problems: Problems) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
-from agent.deployment.definition import ENDPOINT_ARN, AccessPolicy, Batch, Capture, Function, Resource
+from agent.deployment.definition import ENDPOINT_ARN, AccessPolicy, Batch, Capture, Function, LocalResource, Resource
 from agent.deployment.fields import FORBIDDEN, UNSUPPORTED, Fields, nearest, shown
 from agent.deployment.resources import ID, ID_WORDS, read_code
 
@@ -23,12 +23,11 @@ LAMBDA_ARN: Final = re.compile(
 # What V1's core ran as functions of its own: GGIPDetector, GGCloudSpooler, ..
 SYSTEM_ARN: Final = re.compile(r"arn:aws[a-z-]*:lambda:::function:GG[A-Za-z0-9_-]*(:[A-Za-z0-9$_-]{1,128})?")
 STRATEGIES_TO_COME: Final = ("least_confidence", "margin", "entropy")
+Known = Mapping[str, Resource | LocalResource]
 RESERVED_VARIABLE: Final = re.compile(r"AWS_GG_.*|MARRAM_.*|LD_PRELOAD|LD_AUDIT|PYTHON[A-Z]*")
 
 
-def read_functions(
-    document: Fields, resources: Mapping[str, Resource], interpreters: Mapping[str, str] | None
-) -> tuple[Function, ...]:
+def read_functions(document: Fields, resources: Known, interpreters: Mapping[str, str] | None) -> tuple[Function, ...]:
     """All functions of the document whose Ids could be read; `interpreters` None allows any."""
     functions: dict[str, Function] = {}
     isolation = _default_isolation(document)
@@ -63,7 +62,7 @@ def _default_isolation(document: Fields) -> str | None:
 
 def _function(
     fields: Fields,
-    resources: Mapping[str, Resource],
+    resources: Known,
     interpreters: Mapping[str, str] | None,
     default_isolation: str | None,
 ) -> Function | None:
@@ -106,9 +105,7 @@ def _folder(fields: Fields, arn: str) -> str | None:
     return None
 
 
-def _configuration(
-    fields: Fields, resources: Mapping[str, Resource], default_isolation: str | None
-) -> dict[str, object]:
+def _configuration(fields: Fields, resources: Known, default_isolation: str | None) -> dict[str, object]:
     values: dict[str, object] = {
         "encoding": fields.choice("EncodingType", ("json", "binary"), "json"),
         "timeout_s": fields.number("Timeout", 3.0, 0.001, MAX_TIMEOUT_S),
@@ -145,15 +142,17 @@ def _runtime(fields: Fields) -> None:
         fields.bad("FunctionRuntimeOverride", f"{shown(runtime)}: functions are Python here", UNSUPPORTED)
 
 
-def _environment(fields: Fields, resources: Mapping[str, Resource], default_isolation: str | None) -> dict[str, object]:
+def _environment(fields: Fields, resources: Known, default_isolation: str | None) -> dict[str, object]:
     if fields.flag("AccessSysfs", False):
         fields.problems.warn(fields.path("AccessSysfs"), "is not used: workers see /sys as the agent's user does")
     isolation = _execution(fields) or default_isolation
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "isolation": isolation,
         "variables": _variables(fields),
-        "policies": _policies(fields, resources, isolation),
     }
+    found = _policies(fields, resources, isolation)
+    values["local"] = tuple(each for each in found if isinstance(resources.get(each.resource), LocalResource))
+    values["policies"] = tuple(each for each in found if each not in values["local"])
     fields.done()
     return values
 
@@ -203,9 +202,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _policies(
-    environment: Fields, resources: Mapping[str, Resource], isolation: str | None
-) -> tuple[AccessPolicy, ...]:
+def _policies(environment: Fields, resources: Known, isolation: str | None) -> tuple[AccessPolicy, ...]:
     policies: dict[str, AccessPolicy] = {}
     for value, where in environment.items("ResourceAccessPolicies", MAX_POLICIES):
         fields = Fields(value, where, environment.problems)
@@ -220,7 +217,7 @@ def _policies(
     return tuple(policies.values())
 
 
-def _policy(fields: Fields, resources: Mapping[str, Resource], isolation: str | None) -> AccessPolicy | None:
+def _policy(fields: Fields, resources: Known, isolation: str | None) -> AccessPolicy | None:
     id = fields.text("ResourceId", required=True, pattern=ID, what=ID_WORDS)
     permission = fields.choice("Permission", ("ro", "rw"))
     fields.done()
@@ -229,6 +226,8 @@ def _policy(fields: Fields, resources: Mapping[str, Resource], isolation: str | 
     resource = resources.get(id)
     if resource is None:
         fields.bad("ResourceId", f"no (readable) resource has the Id {id}{nearest(id, list(resources))}")
+        return AccessPolicy(id, permission)
+    if isinstance(resource, LocalResource):
         return AccessPolicy(id, permission)
     if isolation == "NoContainer":
         if resource.owner is None:
@@ -240,7 +239,7 @@ def _policy(fields: Fields, resources: Mapping[str, Resource], isolation: str | 
     return AccessPolicy(id, permission)
 
 
-def _check_destinations(environment: Fields, resources: list[Resource]) -> None:
+def _check_destinations(environment: Fields, resources: list[Resource | LocalResource]) -> None:
     """V1 refuses equal and nested destinations on one function; here they could not be laid out as links."""
     paths = sorted((r.destination + "/", r.id) for r in resources if r.destination)
     for (outer, a), (inner, b) in itertools.pairwise(paths):

@@ -1,12 +1,17 @@
-"""The groups that own a function's resources, and whether its worker can be given them. Reads the machine's groups."""
+"""What this machine has of a function's resources: the groups that own them, and its devices and volumes.
+
+Reads the machine's groups and files; nothing is changed.
+"""
 
 from __future__ import annotations
 
 import grp
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 
-from agent.deployment.definition import Deployment, Function
+from agent.deployment.definition import VOLUME, Deployment, Function, LocalResource
+from agent.deployment.document import allows
 from agent.errors import AgentError
 
 
@@ -54,6 +59,39 @@ def _owners(function: Function, deployment: Deployment) -> Iterator[tuple[str, i
         owner = deployment.resource(policy.resource).owner
         if owner is not None:
             yield owner.group, gid_of(owner.group, policy.resource)
+    for policy in function.local:
+        resource = deployment.local_resource(policy.resource)
+        if resource.auto_group:
+            gid = os.stat(resource.source).st_gid
+            yield str(gid), gid
+        elif resource.group is not None:
+            yield resource.group, gid_of(resource.group, policy.resource)
+
+
+def check_local(function: Function, deployment: Deployment, allowed: Sequence[str]) -> None:
+    """That the function's devices and volumes are there, and where the policy allows them to be, links followed.
+
+    Raises:
+        AgentError: LOCAL_RESOURCE_MISSING or LOCAL_RESOURCE_ELSEWHERE.
+    """
+    for policy in function.local:
+        resource = deployment.local_resource(policy.resource)
+        real = os.path.realpath(resource.source)
+        if not _is_there(resource):
+            text = f"{resource.source}, the {resource.kind} {resource.id}, is not there or is no {resource.kind}"
+            remedy = "Connect it or make the directory, then deploy again; or correct SourcePath."
+            raise AgentError("LOCAL_RESOURCE_MISSING", text, remedy)
+        if not any(allows(pattern, real) for pattern in allowed):
+            text = f"{resource.source}, the {resource.kind} {resource.id}, leads to {real}, which is not allowed here"
+            raise AgentError("LOCAL_RESOURCE_ELSEWHERE", text, f'Add to policy in topics.yaml: local: ["{real}"].')
+
+
+def _is_there(resource: LocalResource) -> bool:
+    try:
+        mode = os.stat(resource.source).st_mode
+    except OSError:
+        return False
+    return stat.S_ISDIR(mode) if resource.kind == VOLUME else stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 def _held() -> set[int]:

@@ -13,6 +13,7 @@ from agent.deployment.definition import (
     FileSource,
     HealthCheck,
     HttpsSource,
+    LocalResource,
     Owner,
     Resource,
     S3Source,
@@ -21,12 +22,12 @@ from agent.deployment.definition import (
 )
 from agent.deployment.fields import UNSUPPORTED, Fields, nearest, shown
 from agent.deployment.health import read_health
+from agent.deployment.local_resources import GROUP, KINDS, read_local
 
 ID: Final = r"[A-Za-z0-9:_-]{1,128}"
 ID_WORDS: Final = "1 to 128 of the characters A-Z a-z 0-9 : _ -"
 DIGEST: Final = r"sha256:[0-9a-f]{64}"
 DIGEST_WORDS: Final = '"sha256:" and 64 lower-case hex digits'
-GROUP: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 MAX_GID: Final = 2**32 - 2
 MAX_RESOURCES: Final = 200  # V1: resources a group
 RUNTIMES: Final = ("dlr", "onnx")
@@ -42,12 +43,12 @@ SAGEMAKER: Final = "SageMakerMachineLearningModelResourceData"
 HTTPS: Final = "HttpsMachineLearningModelResourceData"
 FILE: Final = "FileMachineLearningModelResourceData"
 MODELS: Final = (S3, HTTPS, FILE, SAGEMAKER)
-NOT_BUILT: Final = ("LocalDeviceResourceData", "LocalVolumeResourceData", "SecretsManagerSecretResourceData")
+NOT_BUILT: Final = ("SecretsManagerSecretResourceData",)
 
 
-def read_resources(document: Fields) -> tuple[Resource, ...]:
+def read_resources(document: Fields) -> tuple[Resource | LocalResource, ...]:
     """All resources of the document whose Ids could be read."""
-    resources: dict[str, Resource] = {}
+    resources: dict[str, Resource | LocalResource] = {}
     names: set[str] = set()
     for value, where in document.items("Resources", MAX_RESOURCES):
         resource = _resource(Fields(value, where, document.problems))
@@ -62,7 +63,7 @@ def read_resources(document: Fields) -> tuple[Resource, ...]:
     return tuple(resources.values())
 
 
-def _resource(fields: Fields) -> Resource | None:
+def _resource(fields: Fields) -> Resource | LocalResource | None:
     id = fields.text("Id", required=True, pattern=ID, what=ID_WORDS)
     name = fields.text("Name", required=True, pattern=ID, what=ID_WORDS)
     data = _data(fields)
@@ -71,6 +72,10 @@ def _resource(fields: Fields) -> Resource | None:
     fields.done()
     if id is None or data is None:
         return None
+    if data.where.rpartition(".")[2] in KINDS:
+        if extra is not None:
+            fields.bad("Marram", "is for models only")
+        return read_local(id, name or id, data)
     source = _source(data)
     destination = _destination(data)
     owner = _owner(data)
@@ -81,17 +86,17 @@ def _resource(fields: Fields) -> Resource | None:
 
 
 def _data(fields: Fields) -> Fields | None:
-    """The one member of ResourceDataContainer, if it is a model."""
+    """The one member of ResourceDataContainer, if it is known."""
     container = fields.fields("ResourceDataContainer")
     if container is None:
         fields.bad("ResourceDataContainer", "is missing")
         return None
-    members = [m for m in (*MODELS, *NOT_BUILT) if container.has(m)]
-    found = {m: container.fields(m) for m in MODELS if container.has(m)}
+    members = [m for m in (*MODELS, *KINDS, *NOT_BUILT) if container.has(m)]
+    found = {m: container.fields(m) for m in (*MODELS, *KINDS) if container.has(m)}
     for member in NOT_BUILT:
         if container.take(member) is not None:
-            container.bad(member, "is not supported yet; only models are", UNSUPPORTED)
-    for member in MODELS:
+            container.bad(member, "is not supported yet; models, devices and volumes are", UNSUPPORTED)
+    for member in (*MODELS, *KINDS):
         container.take(member)
     container.done()
     if len(members) != 1:

@@ -12,47 +12,59 @@ from pathlib import Path
 from typing import Any
 
 from agent.deployment import overlays
-from agent.deployment.definition import Function
+from agent.deployment.definition import VOLUME, Function
 from agent.deployment.store import Group
 
 
 @dataclass(frozen=True, slots=True)
-class SeenModel:
-    """A model as one function sees it.
+class Seen:
+    """A model or a volume as one function sees it.
 
     Attributes:
         resource: its Id.
         tree: the concrete directory of its files, absolute.
         destination: its DestinationPath, if it has one.
-        writable: whether the function may change the files; the tree is its own then.
+        writable: whether the function may change the files; the tree is its own then, unless it is shared.
+        shared: it is a volume of the core.
     """
 
     resource: str
     tree: Path
     destination: str | None
     writable: bool = False
+    shared: bool = False
 
 
-def models_of(function: Function, group: Group, state: Path) -> tuple[SeenModel, ...]:
+def models_of(function: Function, group: Group, state: Path) -> tuple[Seen, ...]:
     """The function's models in the order of its policies."""
     return tuple(_model(function, policy.resource, group, state) for policy in function.policies)
 
 
-def _model(function: Function, resource: str, group: Group, state: Path) -> SeenModel:
+def _model(function: Function, resource: str, group: Group, state: Path) -> Seen:
     version, destination = group.objects[resource], group.deployment.resource(resource).destination
     writable = overlays.is_writable(function, group.deployment, resource)
     tree = overlays.place(state, function.id, resource, version.hex) if writable else version.tree
-    return SeenModel(resource, tree.resolve(), destination, writable)
+    return Seen(resource, tree.resolve(), destination, writable)
 
 
-def lay(view: Path, models: Iterable[SeenModel]) -> None:
+def volumes_of(function: Function, group: Group) -> tuple[Seen, ...]:
+    """The function's volumes."""
+    found = [(policy, group.deployment.local_resource(policy.resource)) for policy in function.local]
+    return tuple(
+        Seen(volume.id, Path(volume.source).resolve(), volume.destination, policy.permission == "rw", shared=True)
+        for policy, volume in found
+        if volume.kind == VOLUME
+    )
+
+
+def lay(view: Path, seen: Iterable[Seen]) -> None:
     """Makes the new directory `view`, in which each DestinationPath leads to its tree."""
     view.mkdir(parents=True)
-    for model in models:
-        if model.destination:
-            link = view / model.destination.lstrip("/")
+    for each in seen:
+        if each.destination:
+            link = view / each.destination.lstrip("/")
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(model.tree)
+            link.symlink_to(each.tree)
 
 
 def make_stage(state: Path) -> None:
@@ -60,13 +72,14 @@ def make_stage(state: Path) -> None:
     _stage(state).mkdir(parents=True, exist_ok=True)
 
 
-def mounts(state: Path, home: Path, models: Iterable[SeenModel]) -> dict[str, Any]:
+def mounts(state: Path, home: Path, everything: Iterable[Seen]) -> dict[str, Any]:
     """The key ``mounts`` of a worker's CONFIG: of the state directory it may write its home and no more."""
-    seen = tuple(models)
+    seen = tuple(everything)
     return {
-        "read_only": [str(state), str(state / "objects")],  # the objects may be on a disk of their own
-        "writable": [str(home), *(str(model.tree) for model in seen if model.writable)],
-        "shown": [[str(model.tree), model.destination, model.writable] for model in seen if model.destination],
+        # The objects may be on a disk of their own.
+        "read_only": [str(state), str(state / "objects"), *(str(s.tree) for s in seen if s.shared and not s.writable)],
+        "writable": [str(home), *(str(s.tree) for s in seen if s.writable)],
+        "shown": [[str(s.tree), s.destination, s.writable] for s in seen if s.destination not in (None, str(s.tree))],
         "stage": str(_stage(state)),
     }
 
