@@ -300,9 +300,9 @@ class Activation:
         state, view = self._settings.state, self._view(function.id, generation)
         models = views.models_of(function, generation.group, state)
         check_local(function, generation.group.deployment, self._settings.policy.local)
+        _note_view(function.id, generation, "", withheld_from(function, generation.group.deployment))
         seen = (*models, *views.volumes_of(function, generation.group))
         views.lay(view, seen)
-        _note_view(function.id, generation, "", withheld_from(function, generation.group.deployment))
         home = state / "data" / function.id
         home.mkdir(parents=True, exist_ok=True)
         return workers.Spec(
