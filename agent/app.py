@@ -84,7 +84,7 @@ class Agent:
             settings.core, settings.topics, self.deliveries, _ExchangePorts(self), secrets.token_hex(4)
         )
         self.exchange.one_link = self.one_link
-        self.store = Store(settings.state)
+        self.store = Store(settings.state, settings.retention)
         self.activation = Activation(
             settings, self.dispatcher, loop=self._loop, routed=self._route, changed=self._state_changed
         )

@@ -147,6 +147,20 @@ class Caps:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """What is kept of earlier groups.
+
+    Attributes:
+        groups: how many, the current one and the one before it included; these two, and those that workers still run
+            of, are kept in any case.
+        max_bytes: of all models and code together, above which the oldest groups go; None: any.
+    """
+
+    groups: int = 3
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything in topics.yaml.
 
@@ -158,6 +172,7 @@ class Settings:
         local, cloud: the links; `cloud` is None where the file says ``cloud: local`` (one connection for both).
         fetch: how sources are fetched.
         unpack: how much may come out of an archive.
+        retention: what is kept of earlier groups.
         jobs: the thing's name whose AWS IoT Jobs are a channel of deployments on the cloud link; None: they are not.
         warnings: what is doubtful in the file and stops nothing, each with its line; for the log and `marram check`.
     """
@@ -175,6 +190,7 @@ class Settings:
     jobs: str | None = None
     fetch: FetchLimits = FetchLimits()
     unpack: Caps = Caps()
+    retention: Retention = Retention()
 
 
 def load(file: Path) -> Settings:

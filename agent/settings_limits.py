@@ -1,11 +1,11 @@
-"""The sections `fetch` and `unpack` of topics.yaml: bounds of what deployments may fetch and unpack."""
+"""The sections `fetch`, `unpack` and `retention` of topics.yaml: bounds of what deployments fetch, unpack and leave."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from agent.settings import Caps, FetchLimits
+from agent.settings import Caps, FetchLimits, Retention
 from agent.settings_file import Value
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -29,6 +29,7 @@ UNPACK = {
     "max_name_bytes": ("name_bytes", 1, "count"),
     "max_ratio": ("ratio", 1, "count"),
 }
+RETENTION = {"groups": ("groups", 2, "count"), "max_bytes": ("max_bytes", 1, "size")}
 Keys = dict[str, tuple[str, int, str]]
 
 
@@ -40,6 +41,11 @@ def read_fetch(value: Value | None) -> FetchLimits:
 def read_unpack(value: Value | None) -> Caps:
     """How much may come out of an archive."""
     return Caps(**_fields(value, UNPACK))
+
+
+def read_retention(value: Value | None) -> Retention:
+    """What is kept of earlier groups."""
+    return Retention(**_fields(value, RETENTION))
 
 
 def _fields(value: Value | None, keys: Keys) -> dict[str, Any]:

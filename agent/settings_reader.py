@@ -16,11 +16,23 @@ from agent.public_keys import MAX_FILE_BYTES, raw_public_key
 from agent.routing.topics import filter_problem, name_problem
 from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey
 from agent.settings_file import Problems, Value, read
-from agent.settings_limits import read_fetch, read_unpack
+from agent.settings_limits import read_fetch, read_retention, read_unpack
 from agent.settings_links import read_links
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
-KEYS = ("core", "state", "functions", "links", "topics", "subscriptions", "policy", "jobs", "fetch", "unpack")
+KEYS = (
+    "core",
+    "state",
+    "functions",
+    "links",
+    "topics",
+    "subscriptions",
+    "policy",
+    "jobs",
+    "fetch",
+    "unpack",
+    "retention",
+)
 JOBS_KEYS = ("thing",)
 POLICY_KEYS = (
     "sources",
@@ -82,6 +94,7 @@ def _settings(root: Value, file: Path, problems: Problems) -> Settings:
         jobs=jobs,
         fetch=read_fetch(keys.get("fetch")),
         unpack=read_unpack(keys.get("unpack")),
+        retention=read_retention(keys.get("retention")),
     )
 
 

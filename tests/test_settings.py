@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from agent import settings, settings_links, settings_reader
 from agent.errors import ConfigError
-from agent.settings import Caps, FetchLimits, Settings, Subscription
+from agent.settings import Caps, FetchLimits, Retention, Settings, Subscription
 
 REPOSITORY = Path(__file__).parents[1]
 AWS = "mqtts://a1b2-ats.iot.eu-west-1.amazonaws.com"
@@ -366,6 +366,13 @@ def test_the_limits_of_aws_iot_core(tmp_path: Path) -> None:
 def test_what_is_doubtful_is_a_warning(tmp_path: Path) -> None:
     read = load(tmp_path, "core: a\nfunctions: [here]\nlinks: {local: {url: embedded, listen: '0.0.0.0:1883'}}")
     assert [warning.split(": ")[0] for warning in read.warnings] == ["topics.yaml line 2", "topics.yaml line 3"]
+
+
+def test_what_is_retained(tmp_path: Path) -> None:
+    assert load(tmp_path, "core: a").retention == Retention(groups=3, max_bytes=None)
+    found = load(tmp_path, "core: a\nretention: {groups: 5, max_bytes: 2 GiB}").retention
+    assert found == Retention(groups=5, max_bytes=2 * 2**30)
+    assert any("from 2" in line for line in problems(tmp_path, "core: a\nretention: {groups: 1}"))
 
 
 def test_a_file_that_is_not_there_and_one_that_is_no_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from agent.deployment.machine import State
 from agent.deployment.objects import Entry, file_digest
 from agent.deployment.store import Known, Store, empty_group
 from agent.errors import IntegrityError, RejectedError
+from agent.settings import Retention
 
 HEX = "ab" * 32
 
@@ -180,6 +182,28 @@ def test_prune_keeps_current_previous_and_what_they_need(tmp_path: Path) -> None
     store.verify(store.group(5))
     store.prune(keep=[None])
     assert store.numbers() == [3, 4, 5]
+
+
+def test_retention_counts_groups_and_bytes_but_never_takes_what_is_needed(tmp_path: Path) -> None:
+    chance = random.Random(3)
+    for most_groups, most_bytes in ((2, None), (5, None), (9, 1), (9, 10**9), (4, 20)):
+        root = tmp_path / f"{most_groups}-{most_bytes}"
+        store = Store(root, Retention(most_groups, most_bytes))
+        for number in range(1, 9):
+            add_object(store, f"{number:064x}")
+            write_group(store, number, f"{number:064x}")
+            store.swap(number)
+        in_use = {chance.randint(1, 4)}
+        store.prune(keep=in_use)
+        left = store.numbers()
+        assert {8, 7, *in_use} <= set(left)
+        removed = set(range(1, 9)) - set(left)
+        assert max(removed, default=0) < min(set(left) - in_use)  # the oldest
+        assert len(set(left) - in_use) <= most_groups
+        total = sum(store.objects.size(hex) for hex in store.objects.names())
+        assert most_bytes is None or total <= most_bytes or set(left) == {8, 7, *in_use}
+        for number in left:
+            store.verify(store.group(number))
 
 
 def test_an_old_previous_group_outlives_newer_ones(tmp_path: Path) -> None:

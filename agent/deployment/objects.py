@@ -100,6 +100,13 @@ class Objects:
         assert isinstance(values, dict)
         return values
 
+    def size(self, hex: str) -> int:
+        """The bytes of an object's files, as its manifest has them; 0 where that cannot be read."""
+        try:
+            return sum(int(file["size"]) for file in self.manifest(hex)["files"])
+        except (IntegrityError, KeyError, TypeError, ValueError):
+            return 0
+
     def holds(self, hex: str) -> bool:
         """Whether the object is there and whole."""
         try:

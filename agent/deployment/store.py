@@ -25,11 +25,11 @@ from agent.deployment.document import Deployment, read_accepted
 from agent.deployment.journal import JournalFile
 from agent.deployment.objects import ObjectRef, Objects
 from agent.errors import AgentError, IntegrityError
+from agent.settings import Retention
 
 __all__ = ["Group", "Known", "ObjectRef", "Store"]
 
 FORMAT: Final = 1
-RETAINED_GROUPS: Final = 3  # current, previous, and one more, whose workers may still drain
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,12 @@ class Store:
 
     Args:
         root: the state directory, absolute; made where it is missing.
+        retention: what `prune` leaves of earlier groups.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, retention: Retention | None = None) -> None:
         self.root = root
+        self._retention = retention or Retention()
         self.objects = Objects(root)
         self._groups = root / "groups"
         self._current = root / "current"
@@ -231,22 +233,34 @@ class Store:
         return dict(known)
 
     def prune(self, keep: Collection[int | None] = ()) -> None:
-        """Removes groups beyond the newest few, and objects that no group needs. Only while no installer runs.
+        """Removes groups beyond what is retained, and objects that no group needs. Only while no installer runs.
 
         Args:
             keep: the groups that stay whatever their age; the current one and its previous one always stay.
         """
-        kept = {number for number in keep if number}
-        current = self.current_number()
-        if current is not None:
-            kept.add(current)
-            kept.add(self._previous_of(current) or current)
-        older = [number for number in self.numbers() if current is not None and number <= current]
-        kept.update(older[-RETAINED_GROUPS:])
+        kept = self._retained({number for number in keep if number})
         for number in self.numbers():
             if number not in kept:
                 durable.remove(self._groups / str(number))
-        self.objects.prune(self._needed())
+        self.objects.prune(self._needed(self.numbers()))
+
+    def _retained(self, kept: set[int]) -> set[int]:
+        """The groups that stay: `kept`, the current and its previous one, and the newest as far as there is room."""
+        current = self.current_number()
+        if current is None:
+            return kept
+        kept |= {current, self._previous_of(current) or current}
+        older = [number for number in reversed(self.numbers()) if number <= current]
+        most = self._retention.max_bytes
+        for number in older[: self._retention.groups]:
+            if most is not None and number not in kept and self._bytes({*kept, number}) > most:
+                break
+            kept.add(number)
+        return kept
+
+    def _bytes(self, numbers: Collection[int]) -> int:
+        """The bytes of all objects that these groups need."""
+        return sum(self.objects.size(hex) for hex in self._needed(numbers))
 
     def _previous_of(self, number: int) -> int | None:
         try:
@@ -254,11 +268,13 @@ class Store:
         except IntegrityError:
             return None
 
-    def _needed(self) -> set[str]:
-        """The names of all objects that a group's links lead to; a group that cannot be read keeps its objects too."""
+    def _needed(self, numbers: Collection[int]) -> set[str]:
+        """The names of all objects that these groups' links lead to; one that cannot be read keeps its objects too."""
         needed: set[str] = set()
-        for number in self.numbers():
+        for number in numbers:
             for kind in ("resources", "functions"):
                 directory = self._groups / str(number) / kind
+                if not directory.is_dir():
+                    continue
                 needed.update(os.readlink(entry.path).rpartition("/")[2] for entry in os.scandir(directory))
         return needed
