@@ -289,6 +289,10 @@ class Activation:
                 return workers.start(spec(), pool, loop=self._loop)
             except AgentError as error:
                 return workers.not_started(error, pool, loop=self._loop)
+            except OSError as error:
+                text = f"What function {function.id} needs cannot be laid out: {error}."
+                reason = AgentError("STATE_UNWRITABLE", text, "Check the disk and the state directory's permissions.")
+                return workers.not_started(reason, pool, loop=self._loop)
 
         @functools.cache
         def spec() -> workers.Spec:
@@ -298,6 +302,8 @@ class Activation:
 
     def _spec(self, function: Function, generation: _Generation, origin: Origin) -> workers.Spec:
         state, view = self._settings.state, self._view(function.id, generation)
+        interpreter = self._interpreter(function)  # what can fail comes before the view, which is laid once
+        groups = groups_of(function, generation.group.deployment)
         models = views.models_of(function, generation.group, state)
         check_local(function, generation.group.deployment, self._settings.policy.local)
         _note_view(function.id, generation, "", withheld_from(function, generation.group.deployment))
@@ -307,7 +313,7 @@ class Activation:
         home.mkdir(parents=True, exist_ok=True)
         return workers.Spec(
             origin=origin,
-            interpreter=self._interpreter(function),
+            interpreter=interpreter,
             config={
                 **self._config(function, generation.group, origin),
                 "models": [_model(model, generation.group) for model in models],
@@ -315,7 +321,7 @@ class Activation:
             },
             path=self._path,
             directory=home,
-            groups=groups_of(function, generation.group.deployment),
+            groups=groups,
             environment={
                 **workers.base_environment(),
                 "HOME": str(home),
