@@ -239,6 +239,9 @@ class Behaviour:
     statuses: list[int] = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
     stall_at: int | None = None
+    drip_s: float = 0.0  # after each 10 bytes
+    etags: list[str] = field(default_factory=list)  # for each request to come
+    refusal: str = ""
     redirect: str | None = None
     length: bool = True
     range_shift: int = 0
@@ -253,6 +256,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         b = self.behaviour
         b.seen.append({**dict(self.headers.items()), "path": self.path})
+        b.etag = b.etags.pop(0) if b.etags else b.etag
         self.close_connection = True
         if b.redirect:
             self.send_response(302)
@@ -261,7 +265,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         if b.statuses and (status := b.statuses.pop(0)) != 200:
-            self.send_error(status)
+            self.send_error(status, explain=b.refusal or None)
             return
         if b.etag and self.headers.get("If-None-Match") == b.etag:
             self.send_response(304)
@@ -290,6 +294,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if b.cuts:
             self.wfile.write(body[: b.cuts.pop(0)])
             return
+        for at in range(0, len(body) if b.drip_s else 0, 10):
+            self.wfile.write(body[at : at + 10])
+            if b.released.wait(b.drip_s):
+                return
         if b.stall_at is not None:
             self.wfile.write(body[: b.stall_at])
             self.wfile.flush()
@@ -330,22 +338,29 @@ class Web:
 
 @pytest.fixture
 def web(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    https._context.cache_clear()
+    with told_server(certificate) as (port, behaviour):
+        yield Web(f"https://127.0.0.1:{port}/m.zip?X-Signature=s3cr3t", behaviour)
+    https._context.cache_clear()
+
+
+@contextlib.contextmanager
+def told_server(certificate: Path | None) -> Iterator[tuple[int, Behaviour]]:
+    """A server on a free port that does as its behaviour says; with TLS where there is a certificate."""
     behaviour = Behaviour()
     handler = type("Told", (Handler,), {"behaviour": behaviour})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    https._context.cache_clear()
-    yield Web(f"https://127.0.0.1:{server.server_address[1]}/m.zip?X-Signature=s3cr3t", behaviour)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server.server_address[1], behaviour
     behaviour.released.set()
     server.shutdown()
     server.server_close()
-    https._context.cache_clear()
 
 
 def get(

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from agent.deployment import durable
-from agent.deployment.sources import ArchiveSource, Stream
+from agent.deployment.sources import ArchiveSource, Stream, changed
 from agent.deployment.troubles import disk_full, inodes_gone
 from agent.errors import RejectedError, TransientError
 from agent.settings import FetchLimits
@@ -183,7 +183,7 @@ def _tried(once: Callable[[], T], there: Callable[[], int], limits: FetchLimits)
             try:
                 return once()
             except TransientError as error:
-                tries.note(there() > before and error.code != "SOURCE_SLOW")
+                tries.note(there() > before and error.code != "SOURCE_SLOW", changed=error.code == "SOURCE_CHANGED")
                 raise
     raise AssertionError("unreachable: tenacity raises")
 
@@ -197,9 +197,9 @@ def _fetch_once(
     if not stream.start:
         part.restart(stream.etag, stream.total)
     elif stream.start != part.size:
-        raise TransientError("SOURCE_CHANGED", f"{source.name}: the server went on from another place than asked")
+        raise changed(f"{source.name}: the server went on from another place than asked")
     elif stream.total != part.total:
-        raise TransientError("SOURCE_CHANGED", f"{source.name}: its size is another than it was, its ETag is the same")
+        raise changed(f"{source.name}: its size is another than it was, its ETag is the same")
     _check_room(part, stream, limits)
     progress(part.size, stream.total)
     for chunk in _bounded(stream, part.size, source.name, limits):
@@ -217,7 +217,7 @@ def _bounded(stream: Stream, there: int, name: str, limits: FetchLimits) -> Iter
     for chunk in stream.chunks:
         there += len(chunk)
         if there > stream.total:
-            raise TransientError("SOURCE_CHANGED", f"{name}: more came than the server had announced")
+            raise changed(f"{name}: more came than the server had announced")
         yield chunk
         brought += len(chunk)
         pace.wait(len(chunk))
@@ -272,14 +272,16 @@ def _cut_off(name: str, there: int, total: int) -> TransientError:
 
 
 class _Tries:
-    """Counts tries in a row that brought nothing."""
+    """Counts tries in a row that brought nothing, and all after which it had to begin anew."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._in_vain = 0
+        self._changes = 0
 
-    def note(self, brought: bool) -> None:
+    def note(self, brought: bool, *, changed: bool) -> None:
         self._in_vain = 0 if brought else self._in_vain + 1
+        self._changes += changed
 
     def stop(self, _: RetryCallState) -> bool:
-        return self._in_vain >= self._most
+        return max(self._in_vain, self._changes) >= self._most

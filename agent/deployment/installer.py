@@ -164,9 +164,6 @@ class Installer:
         part = Part(self._objects.staging / "downloads", wanted["source"], self._job.limits)
         try:
             return self._fetch(wanted, part, known, promised)
-        except OSError:
-            part.remove()  # the disk may be full of it
-            raise
         finally:
             part.close()
 
@@ -197,6 +194,9 @@ class Installer:
             part.whole = True
             ahead.entries()  # raises why
             raise
+        except OSError as error:
+            part.whole = True  # the disk may be full of it
+            raise _of_disk(error, self._job.state) from error  # asked before anything is removed
         finally:
             ahead.close()
             durable.remove(staged)

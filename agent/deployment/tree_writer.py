@@ -1,7 +1,7 @@
 """Fills a new directory from members of an archive that may be hostile: names are checked and bytes counted.
 
 Refused are names that are absolute, have ``..`` or an empty part, appear twice or differ only by case; caps bound how
-much may come out. It makes regular files and directories only, below one directory descriptor, and syncs nothing.
+much may come out. It makes regular files and directories only, below one directory descriptor; the caller syncs them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent.deployment import durable
 from agent.deployment.objects import Entry
 from agent.errors import IntegrityError, RejectedError
 from agent.settings import Caps
 
 __all__ = ["Caps", "TreeWriter", "broken", "no_archive", "too_large", "unsafe"]
+
+SYNC_AHEAD_BYTES = 8 * 1024 * 1024
 
 
 class TreeWriter:
@@ -87,10 +90,13 @@ class TreeWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(path, flags, 0o600, dir_fd=self._root)
         try:
-            digest, count = hashlib.sha256(), 0
+            digest, count, begun = hashlib.sha256(), 0, 0
             for chunk in chunks:
                 digest.update(chunk)
                 count += _write(fd, chunk)
+                if count - begun >= SYNC_AHEAD_BYTES:
+                    durable.begin_sync(fd, begun, count - begun)
+                    begun = count
             os.fchmod(fd, mode)
         finally:
             os.close(fd)

@@ -60,8 +60,14 @@ def content_range(text: str | None, length: int) -> tuple[int, int]:
         return 0, length
     begin, end, total = map(int, found.groups())
     if end - begin + 1 != length or end + 1 != total:
-        raise TransientError("SOURCE_CHANGED", "the server's Content-Range does not fit what was asked for")
+        raise changed("the server's Content-Range does not fit what was asked for")
     return begin, total
+
+
+def changed(why: str) -> TransientError:
+    """That what comes is not the rest of what was begun."""
+    remedy = "Deploy again; if it goes on, see whether the source is being replaced or its server is at fault."
+    return TransientError("SOURCE_CHANGED", why, remedy)
 
 
 def strong(etag: str | None) -> str | None:

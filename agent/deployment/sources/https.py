@@ -9,16 +9,19 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from functools import cache
 from typing import Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import parse_qs, urljoin, urlsplit
 
-from agent.deployment.sources import Stream, content_range, strong
+from agent.deployment.sources import Stream, changed, content_range, strong
 from agent.errors import AgentError, RejectedError, TransientError
 
 CHUNK_BYTES: Final = 1024 * 1024
 MAX_REDIRECTS: Final = 5
+REFUSAL_BYTES: Final = 4096
 REDIRECTS: Final = (301, 302, 303, 307, 308)
 WAIT: Final = (408, 425, 429)
 
@@ -81,8 +84,8 @@ class HttpsArchive:
         self, answer: http.client.HTTPResponse, start: int, etag: str | None, known: str | None
     ) -> Stream | None:
         if answer.status not in (200, 206):
-            answer.close()
-            raise self._refusal(answer.status)
+            said = _head_of(answer)
+            raise self._refusal(answer.status, said)
         length = answer.getheader("Content-Length")
         if length is None or not length.isdecimal():
             text = f"{self.name}: the server does not say how long the archive is"
@@ -94,7 +97,7 @@ class HttpsArchive:
             return None
         if begin and (begin != start or found != etag):
             answer.close()
-            raise TransientError("SOURCE_CHANGED", f"{self.name} was replaced while it was fetched", "Deploy again.")
+            raise changed(f"{self.name} was replaced while it was fetched")
         return Stream(begin, total, found, self._chunks(answer))
 
     def _chunks(self, answer: http.client.HTTPResponse) -> Iterator[bytes]:
@@ -106,13 +109,16 @@ class HttpsArchive:
         finally:
             answer.close()
 
-    def _refusal(self, status: int) -> AgentError:
+    def _refusal(self, status: int, said: str) -> AgentError:
         if status in (412, 416):
-            return TransientError("SOURCE_CHANGED", f"{self.name} was replaced while it was fetched", "Deploy again.")
+            return changed(f"{self.name} was replaced while it was fetched")
         if status in (404, 410):
             return RejectedError("SOURCE_NOT_FOUND", f"there is no {self.name}", "Check the Url.")
+        if status in (400, 401, 403) and ("expired" in said.lower() or has_expired(self._url, time.time())):
+            remedy = "Send a deployment with a new one; what was fetched is kept."
+            return RejectedError("SOURCE_EXPIRED", f"the signed Url of {self.name} has expired", remedy)
         if status in (401, 403):
-            remedy = "If the Url is a signed one, it may have expired: send a deployment with a new one."
+            remedy = "Let the server allow it, or send a deployment with a signed Url."
             return RejectedError("SOURCE_ACCESS_DENIED", f"access to {self.name} is denied (HTTP {status})", remedy)
         if status >= 500 or status in WAIT:
             remedy = "Check the server, then deploy again."
@@ -123,6 +129,28 @@ class HttpsArchive:
         kind = "no answer in time" if isinstance(error, (TimeoutError, socket.timeout)) else str(error) or repr(error)
         remedy = "Check the network and the server, then deploy again; what was fetched is kept."
         return TransientError("SOURCE_UNREACHABLE", f"{self.name} cannot be reached: {kind}", remedy)
+
+
+def has_expired(url: str, now_s: float) -> bool:
+    """Whether a signed URL says itself that its time is over (AWS signature versions 2 and 4)."""
+    query = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
+    try:
+        if "X-Amz-Date" in query:
+            begun = datetime.strptime(query["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+            return now_s > begun.timestamp() + int(query["X-Amz-Expires"])
+        return now_s > int(query["Expires"])
+    except (LookupError, ValueError, OverflowError):
+        return False
+
+
+def _head_of(answer: http.client.HTTPResponse) -> str:
+    """What a refusal says first, for a look at it; it is not repeated, as it may hold the URL."""
+    try:
+        return answer.read1(REFUSAL_BYTES).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
+    finally:
+        answer.close()
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -12,8 +13,8 @@ import botocore.exceptions as errors
 import urllib3.exceptions
 from botocore.config import Config
 
-from agent.deployment.sources import Stream, aws, content_range, strong
-from agent.errors import AgentError, RejectedError, TransientError
+from agent.deployment.sources import Stream, aws, changed, content_range, strong
+from agent.errors import AgentError, RejectedError
 
 CHUNK_BYTES: Final = 1024 * 1024
 BROKEN: Final = (
@@ -21,6 +22,7 @@ BROKEN: Final = (
     urllib3.exceptions.HTTPError, OSError,
 )  # fmt: skip
 MISSING: Final = ("NoSuchBucket", "NoSuchKey", "NoSuchVersion", "404", "NotFound")
+AWS: Final = "https://s3.amazonaws.com"
 KMS_KEY: Final = re.compile(r"arn:aws[a-z-]*:kms:[^\s,)]+")
 
 
@@ -64,7 +66,7 @@ class S3Archive:
             return None
         if begin and (begin != start or found != etag):  # one that ignores If-Match
             answer["Body"].close()
-            raise _changed(self.name)
+            raise changed(f"{self.name} was replaced while it was fetched")
         return Stream(begin, total, found, self._chunks(answer["Body"]))
 
     def _chunks(self, body: Any) -> Iterator[bytes]:
@@ -83,7 +85,7 @@ class S3Archive:
         """What the server's answer means for whoever wrote the document."""
         code, status, text = aws.code_of(error), aws.status_of(error), aws.text_of(error)
         if code in ("412", "PreconditionFailed", "416", "InvalidRange"):
-            return _changed(self.name)
+            return changed(f"{self.name} was replaced while it was fetched")
         if code in MISSING:
             what = f"the bucket {self._bucket}" if code == "NoSuchBucket" else self.name
             return RejectedError("SOURCE_NOT_FOUND", f"there is no {what}", "Check the S3Uri and AWS_ENDPOINT_URL_S3.")
@@ -107,17 +109,23 @@ class S3Archive:
         return aws.denied(self.name, text, "s3:GetObject", f"{arn}/{self._key}", more)
 
 
-def _changed(name: str) -> TransientError:
-    return TransientError("SOURCE_CHANGED", f"{name} was replaced while it was fetched", "Deploy again.")
-
-
 @cache
 def _client(stall_s: float, region: str | None) -> Any:
     """The one client; a server other than AWS is asked by path, as few have a host name for each bucket."""
-    config = aws.config(stall_s).merge(Config(signature_version="s3v4"))
-    client = aws.session().client("s3", region_name=region, config=config)
-    host = urlsplit(client.meta.endpoint_url).hostname or ""
-    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-        config = config.merge(Config(s3={"addressing_style": "path"}))
-        client = aws.session().client("s3", region_name=region, config=config)
+    by_path = not _is_aws(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or AWS)
+    client = _new_client(stall_s, region, by_path=by_path)
+    if not by_path and not _is_aws(client.meta.endpoint_url):  # one of boto3's files names another server
+        client = _new_client(stall_s, region, by_path=True)
     return client
+
+
+def _new_client(stall_s: float, region: str | None, *, by_path: bool) -> Any:
+    """A client; it takes 0.1 s and more to make one."""
+    config = aws.config(stall_s).merge(Config(signature_version="s3v4"))
+    if by_path:
+        config = config.merge(Config(s3={"addressing_style": "path"}))
+    return aws.session().client("s3", region_name=region, config=config)
+
+
+def _is_aws(url: str) -> bool:
+    return (urlsplit(url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
