@@ -290,7 +290,6 @@ UNSUPPORTED = [
     (at("Functions.0.Marram.Capture", {"Strategy": "margin", "Threshold": 0.1}), "margin"),
     (at(f"{F}.Environment.Execution", {"IsolationMode": "GreengrassContainer"}), "IsolationMode"),
     (at(f"{F}.Environment.Execution", {"RunAs": {"Uid": 0, "Gid": 0}}), "RunAs"),
-    (at("DocumentUrl", "https://x"), "DocumentUrl"),
 ]
 
 

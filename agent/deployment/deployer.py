@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from agent.deployment import machine, recovery
+from agent.deployment import machine, pointer, recovery
 from agent.deployment.admission import Admission, Admit
 from agent.deployment.course import Activation, Course, Limits, Outcome
 from agent.deployment.health import MAX_PROBATION_S
@@ -68,7 +68,11 @@ class Deployer:
         self._course = Course(store, settings, activation, self._ledger, admission, self._limits)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
-        self._intake = Intake(store, settings.core, self._ledger, admission, self._wake.set, self.cancel)
+
+        def follow(body: bytes) -> Awaitable[bytes]:
+            return pointer.follow(body, settings, store.root, self._limits.fetch)
+
+        self._intake = Intake(store, settings.core, self._ledger, admission, follow, self._wake.set, self.cancel)
         self._driver: asyncio.Task[None] | None = None
         self._action: asyncio.Future[Outcome] | None = None
         self._cancelled: AgentError | None = None

@@ -201,12 +201,12 @@ def deployment_id_of(body: bytes) -> str:
 
 
 def _document(payload: bytes) -> dict[str, Any]:
-    """The values of a document, which is no envelope (any more) and no pointer (not built yet)."""
+    """The values of a document, which is no envelope (any more) and no pointer (any more)."""
     values = decode(payload)
     if "payloadType" in values or "signatures" in values:
         raise bad("an envelope holds another one; sign the document itself")
     if "DocumentUrl" in values:
-        raise RejectedError(UNSUPPORTED, "DocumentUrl: pointers to a document are not supported yet", "Send it whole.")
+        raise bad("a pointer leads to another one, or was signed itself; point to the document, and sign that")
     return values
 
 

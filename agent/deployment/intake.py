@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from agent.deployment.admission import Admission
@@ -27,12 +27,14 @@ from agent.errors import AgentError, RejectedError
 log = logging.getLogger(__name__)
 
 Accepted = Callable[[], None]
+Follow = Callable[[bytes], Awaitable[bytes]]
 
 
 class Intake:
     """Takes documents.
 
     Args:
+        follow: gives the document that another points to, or a document itself.
         arrived: called when a deployment waits.
         cancel: fails what is under way.
     """
@@ -43,6 +45,7 @@ class Intake:
         core: str,
         ledger: Ledger,
         admission: Admission,
+        follow: Follow,
         arrived: Callable[[], None],
         cancel: Callable[[AgentError], object],
     ) -> None:
@@ -50,14 +53,18 @@ class Intake:
         self._core = core
         self._ledger = ledger
         self._admission = admission
+        self._follow = follow
         self._arrived = arrived
         self._cancel = cancel
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._following: set[asyncio.Task[None] | None] = set()
+        self._came = self._newest = 0  # documents that came; the newest that had its turn
 
     def take(self, body: bytes, *, retained: bool, accepted: Accepted, identity: bytes | None = None) -> None:
         """Takes a document in its turn; `accepted` is called when it is journalled, or refused and that reported."""
-        self._spawn(self._take(body, retained, accepted, identity))
+        self._came += 1
+        self._spawn(self._take(body, retained, accepted, identity, self._came))
 
     def withdraw(self, id: str, why: AgentError) -> bool:
         """Refuses the deployment that waits its turn, if it is that one; returns whether it is."""
@@ -86,16 +93,26 @@ class Intake:
             self._ledger.tell(status)
 
     async def close(self) -> None:
-        """Waits for what has come; nothing may come any more."""
+        """Waits for what has come, but for what must be fetched first: that comes again, as nobody was told of it."""
+        for task in list(self._following):
+            if task is not None:
+                task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _take(self, body: bytes, retained: bool, accepted: Accepted, identity: bytes | None) -> None:
-        digest, id = await in_thread(_identity, body, identity)
+    async def _take(self, body: bytes, retained: bool, accepted: Accepted, identity: bytes | None, number: int) -> None:
+        document = await self._followed(body)
+        if document is None:
+            accepted()
+            return
+        digest, id = await in_thread(_identity, document, identity if document is body else None)
         async with self._turn:
             try:
+                if number < self._newest and document is not body:
+                    raise RejectedError("SUPERSEDED", "a newer document came while this one was fetched")
+                self._newest = max(number, self._newest)
                 if not self._answer_again(id, digest):
-                    await self._admit(body, digest, retained)
+                    await self._admit(document, digest, retained)
             except RejectedError as error:
                 await self._refuse(id, digest, error)
             except (AgentError, OSError) as error:  # not the document's fault: it may come again
@@ -105,6 +122,20 @@ class Intake:
                 text = f"the document could not be taken: {type(error).__name__}"
                 self._ledger.tell(self._refusal(id, AgentError("DEPLOYMENT_BROKEN", text, "Report this as a bug.")))
         accepted()
+
+    async def _followed(self, body: bytes) -> bytes | None:
+        """The document; None where it is a pointer that leads nowhere, and that was told."""
+        task = asyncio.current_task()
+        self._following.add(task)
+        try:
+            return await self._follow(body)
+        except (AgentError, OSError) as error:
+            id = await in_thread(deployment_id_of, body)
+            log.warning("the pointer of deployment %s leads nowhere: %s", id, error)
+            self._ledger.tell(self._refusal(id, translated(error)))
+            return None
+        finally:
+            self._following.discard(task)
 
     def _answer_again(self, id: str, digest: str) -> bool:
         """Whether the id is known; then its last status was said again, or the other body refused."""

@@ -117,6 +117,11 @@ def _source(data: Fields) -> Source | None:
     return SageMakerSource(arn) if arn else None
 
 
+def read_url(data: Fields, key: str) -> S3Source | HttpsSource | None:
+    """An https URL or an S3 URI, by what it begins with."""
+    return _s3(data, key) if str(data.take(key)).startswith("s3://") else _https(data, key)
+
+
 def _s3(data: Fields, key: str) -> S3Source | None:
     what = 'an S3 URI such as "s3://bucket/model.tar.gz" (the bucket in lower case)'
     uri = data.text(key, required=True, pattern=S3_URI, what=what)
