@@ -155,7 +155,12 @@ def tour(tmp_path_factory: pytest.TempPathFactory, store: S3Server) -> Iterator[
             "Check the S3Uri and AWS_ENDPOINT_URL_S3",
         ),
         ("no-key", f"s3://{BUCKET}/modle.tar.gz", "SOURCE_NOT_FOUND", "Check the S3Uri"),
-        ("denied", f"s3://{BUCKET}/secret.tar.gz", "SOURCE_ACCESS_DENIED", '"s3:GetObject" on "arn:aws:s3:::'),
+        (
+            "denied",
+            f"s3://{BUCKET}/secret.tar.gz",
+            "SOURCE_ACCESS_DENIED",
+            '"Action": "s3:GetObject", "Resource": "arn:aws:s3:::',
+        ),
         ("junk", f"s3://{BUCKET}/junk.tar.gz", "NOT_AN_ARCHIVE", "Pack it with marram package"),
         ("cut", f"s3://{BUCKET}/cut.tar.gz", "ARCHIVE_BROKEN", "Make it again"),
         ("elsewhere", "s3://other/models/a.tar.gz", "NOT_ALLOWED", 'topics.yaml: sources: ["s3://other/models/*"]'),
