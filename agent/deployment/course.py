@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from agent.deployment import host_links, overlays, quarantine
 from agent.deployment.admission import Admission
 from agent.deployment.definition import Deployment, Probation
 from agent.deployment.download import FetchLimits
-from agent.deployment.installation import Installed, install, job_of
+from agent.deployment.installation import Installed, OnEvent, install, job_of
 from agent.deployment.journal import Record
 from agent.deployment.ledger import Ledger
 from agent.deployment.machine import Event, State
@@ -27,6 +27,8 @@ from agent.deployment.threads import in_thread
 from agent.deployment.tree_writer import Caps
 from agent.errors import AgentError, IntegrityError
 from agent.settings import Settings
+
+Install = Callable[[Path, dict[str, Any], OnEvent], Awaitable[Installed]]
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +104,10 @@ class Course:
         ledger: Ledger,
         admission: Admission,
         limits: Limits,
+        install: Install = install,
     ) -> None:
         self._store = store
+        self._run_installer = install
         self._settings = settings
         self._activation = activation
         self._ledger = ledger
@@ -151,7 +155,7 @@ class Course:
     async def _install(self, job: dict[str, Any]) -> Installed:
         while True:
             try:
-                return await install(self._store.root, job, self._on_event)
+                return await self._run_installer(self._store.root, job, self._on_event)
             except AgentError as error:
                 active = self._ledger.journal.active
                 if error.code != "INSTALLER_LOST" or active is None or active.attempt >= self._limits.attempts:

@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from agent.deployment import machine, pointer, recovery
 from agent.deployment.admission import Admission, Admit
-from agent.deployment.course import Activation, Course, Limits, Outcome
+from agent.deployment.course import Activation, Course, Install, Limits, Outcome
 from agent.deployment.health import MAX_PROBATION_S
+from agent.deployment.installation import install
 from agent.deployment.intake import Intake
 from agent.deployment.journal import Record
 from agent.deployment.ledger import Ledger, Report
@@ -49,6 +50,7 @@ class Deployer:
         store: the state directory, locked by this process.
         report: gets each status; `reported` is to be called once a final one is safe with a broker or in the spool.
         admit: raises RejectedError for a deployment that its document alone does not show to be wrong.
+        install: brings a group's objects.
     """
 
     def __init__(
@@ -60,12 +62,13 @@ class Deployer:
         *,
         admit: Admit | None = None,
         limits: Limits | None = None,
+        install: Install = install,
     ) -> None:
         self._store = store
         self._limits = limits or Limits(fetch=settings.fetch, caps=settings.unpack)
         self._ledger = Ledger(store, settings.core, report)
         admission = Admission(store, settings, admit)
-        self._course = Course(store, settings, activation, self._ledger, admission, self._limits)
+        self._course = Course(store, settings, activation, self._ledger, admission, self._limits, install)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
 
@@ -76,6 +79,7 @@ class Deployer:
         self._driver: asyncio.Task[None] | None = None
         self._action: asyncio.Future[Outcome] | None = None
         self._cancelled: AgentError | None = None
+        self._closing = False
 
     @property
     def latest(self) -> Status | None:
@@ -198,6 +202,7 @@ class Deployer:
 
     async def close(self) -> None:
         """Stops where it is; the next start goes on from there and does not count this as an attempt."""
+        self._closing = True
         await self._intake.close()
         if self._driver is not None:
             self._driver.cancel()
@@ -272,7 +277,7 @@ class Deployer:
                 raise AgentError("DEADLINE_EXCEEDED", f"{phase} took longer than {deadline_s:g} s", "Deploy again.")
             return self._action.result()
         except asyncio.CancelledError:
-            if self._cancelled is None:
+            if self._cancelled is None or self._closing:
                 raise
             raise self._cancelled from None
         except (AgentError, OSError):
@@ -294,7 +299,8 @@ class Deployer:
         if outcome.event is Event.FAULT:
             after = replace(after, reason=_reason(record, after))
             log.warning("deployment %s failed: %s", record.id, (after.reason or {}).get("code"))
-        self._ledger.journal.active = after
+        if Effect.JOURNAL not in step.effects:
+            self._ledger.journal.active = after
         status: Status | None = None
         for effect in step.effects:
             if effect is Effect.JOURNAL:
@@ -302,13 +308,13 @@ class Deployer:
                     status = await self._ledger.note(after)
                 except OSError as error:
                     if outcome.event not in (Event.FAULT, Event.TURNED_BACK, Event.REFUSED):
+                        self._ledger.journal.active = record
                         await self._go(record, Outcome(Event.FAULT, {"reason": reason_of(translated(error))}))
                         return
                     log.error("deployment %s: the journal cannot be written: %s", record.id, error)
+                    self._ledger.journal.active = None if step.state in machine.FINAL else after
             else:
                 await self._carry_out(effect, after, status)
-        if step.state in machine.FINAL:
-            self._ledger.journal.active = None
 
     async def _carry_out(self, effect: Effect, record: Record, status: Status | None) -> None:
         if effect is Effect.REPORT:

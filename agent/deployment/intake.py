@@ -156,18 +156,22 @@ class Intake:
         deployment = await in_thread(self._admission.check, body, retained=retained, floor=journal.floor)
         async with self._ledger.documents:
             await in_thread(self._store.journal.add_body, digest, body)
-            superseded, journal.waiting = journal.waiting, Record(deployment.id, digest, retained=retained)
+            record = Record(deployment.id, digest, retained=retained)
+            superseded, journal.waiting = journal.waiting, record
         statuses = [self._received(deployment)]
-        self._ledger.keep(digest, statuses[0])
         if superseded is not None:
             statuses.insert(0, self._superseded(superseded, deployment))
-            self._ledger.keep(superseded.body_digest, statuses[0])
         try:
-            await self._ledger.save()
+            with self._ledger.taken_back_if_lost(*(status["deploymentId"] for status in statuses)):
+                self._ledger.keep(digest, statuses[-1])
+                if superseded is not None:
+                    self._ledger.keep(superseded.body_digest, statuses[0])
+                await self._ledger.save()
         except OSError:
-            journal.waiting = superseded
-            del journal.statuses[deployment.id]
-            raise
+            if journal.waiting is record:
+                journal.waiting = superseded
+                raise
+            # Its turn has come meanwhile: what becomes of it is journalled as it goes.
         for status in statuses:
             self._ledger.tell(status)
         if deployment.type == FORCE_RESET:

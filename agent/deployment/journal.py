@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.deployment import durable
-from agent.deployment.machine import State
+from agent.deployment.machine import FINAL, State
 from agent.deployment.quarantine import Entry
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,10 @@ def _record(values: dict[str, Any] | None) -> Record | None:
     if values is None:
         return None
     tuples = {name: tuple(values.get(name, ())) for name in ("warnings", "quarantined")}
-    return Record(**{**values, "state": State(values["state"]), **tuples})
+    record = Record(**{**values, "state": State(values["state"]), **tuples})
+    if record.state in FINAL:
+        raise ValueError(f"the deployment {record.id} is {record.state.value} and under way")
+    return record
 
 
 class JournalFile:

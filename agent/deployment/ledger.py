@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from agent.deployment import machine
 from agent.deployment.document import read_accepted
@@ -21,6 +21,7 @@ from agent.errors import IntegrityError
 
 log = logging.getLogger(__name__)
 
+SAVE_AGAIN_S: Final = 5.0
 Report = Callable[[Status], None]
 
 
@@ -50,6 +51,7 @@ class Ledger:
         self._core = core
         self._listeners: list[Report] = [report]
         self._saving = asyncio.Lock()
+        self._again: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def load(self) -> None:
@@ -73,7 +75,20 @@ class Ledger:
             OSError: it cannot be written.
         """
         async with self._saving:
-            await in_thread(self._store.journal.save, self.journal.encode())
+            try:
+                await in_thread(self._store.journal.save, self.journal.encode())
+            except OSError:
+                self._save_again()
+                raise
+            if self._again is not None:
+                self._again.cancel()
+                self._again = None
+
+    def _save_again(self) -> None:
+        """The file is behind what was said, or ahead of it: neither may outlive the disk's trouble."""
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(SAVE_AGAIN_S, lambda: self._spawn(self.try_save()))
 
     async def try_save(self) -> None:
         """As `save`, where what happens next does not hang on it."""
@@ -89,18 +104,36 @@ class Ledger:
             OSError: it cannot be written; the journal in memory is as it was, but for the active record.
         """
         journal, status, floor = self.journal, self.status(record), self.journal.floor
-        kept, latest = journal.statuses.get(record.id), journal.latest
         journal.active = record
-        self._enter(record, status)
         try:
-            await self.save()
+            with self.taken_back_if_lost(record.id):
+                self._enter(record, status)
+                await self.save()
         except OSError:
-            journal.active, journal.floor, journal.latest = record, floor, latest
-            journal.unreported = [each for each in journal.unreported if each is not status]
-            if kept is not None:
-                journal.remember(*kept)
+            journal.active, journal.floor = record, floor
             raise
         return status
+
+    @contextlib.contextmanager
+    def taken_back_if_lost(self, *ids: str) -> Iterator[None]:
+        """Forgets what is kept of these ids within it, if an OSError ends it."""
+        journal = self.journal
+        before = [(id, journal.statuses.get(id)) for id in ids]
+        known, latest = list(journal.unreported), journal.latest
+        try:
+            yield
+        except OSError:
+            for id, kept in before:
+                journal.statuses.pop(id, None)
+                if kept is not None:
+                    journal.remember(*kept)
+            journal.unreported = [
+                each for each in journal.unreported
+                if each["deploymentId"] not in ids or any(each is one for one in known)
+            ]  # fmt: skip
+            if journal.latest is not None and journal.latest["deploymentId"] in ids:
+                journal.latest = latest
+            raise
 
     async def begin(self, record: Record) -> None:
         """Journals and tells a deployment that no document asked for, and that waits its turn now.
@@ -110,12 +143,14 @@ class Ledger:
         """
         status = status_of(record.id, self._core, IN_PROGRESS, "received", time.time())
         status["rollbackTo"] = record.rollback
-        self.keep(record.body_digest, status)
         try:
-            await self.save()
+            with self.taken_back_if_lost(record.id):
+                self.keep(record.body_digest, status)
+                await self.save()
         except OSError:
+            if self.journal.waiting is not record:  # it has begun: from now on this is not what it hangs on
+                return
             self.journal.waiting = None
-            del self.journal.statuses[record.id]
             raise
         self.tell(status)
 
@@ -183,14 +218,21 @@ class Ledger:
         left = [status for status in self.journal.unreported if status["deploymentId"] != id]
         if len(left) != len(self.journal.unreported):
             self.journal.unreported = left
-            task = asyncio.get_running_loop().create_task(self.try_save())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self.try_save())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for what is being written; what could not be is tried once more."""
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self._again is not None:
+            await self.try_save()
+        if self._again is not None:
+            self._again.cancel()
 
     @contextlib.contextmanager
     def followed(self, listener: Report) -> Iterator[None]:
