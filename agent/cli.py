@@ -120,25 +120,9 @@ def _deploy(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace, statuses: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Prints statuses as they come, and returns the last."""
-    last: dict[str, Any] = {}
-    told: set[str] = set()  # a status repeats the warnings, and in a phase only its progress changes
-    for status in statuses:
-        last = status
-        lines = [json.dumps(status)] if options.json else [line for line in _lines_of(status) if line not in told]
-        told.update(lines)
-        for line in lines:
-            print(line, flush=True)
-    return last
+    from agent.cli_progress import show
 
-
-def _lines_of(status: dict[str, Any]) -> list[str]:
-    reason = status.get("reason")
-    why = f": {reason['code']}: {reason['message']}" if reason else ""
-    lines = [f"{status['deploymentId']} {status['status']} {status.get('phase') or ''}".rstrip() + why]
-    lines += [f"  warning: {warning}" for warning in status.get("warnings") or ()]
-    if status["status"] == "SUCCEEDED":
-        lines += [f"  {each['id']} {each['version']}" for each in status.get("resources") or ()]
-    return lines
+    return show(statuses, as_json=options.json)
 
 
 def _status(options: argparse.Namespace) -> int:

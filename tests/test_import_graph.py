@@ -53,7 +53,7 @@ OWNERS = {
     "dlr": ("functions.runtimes.dlr", "functions.runtimes.calling_home"),
     "onnxruntime": ("functions.runtimes.onnx",),
     "onnx": (DEMO,),
-    "rich": (DEMO,),
+    "rich": ("agent.cli_progress", DEMO),
     "moto": (DEMO,),
     "numpy": ("functions", DEMO),
 }
