@@ -20,17 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent import trial
 from agent.deployment import overlays
 from agent.deployment.definition import Function, Probation
-from agent.deployment.health import encode, overrides_of
 from agent.deployment.owners import check_local, groups_of, withheld_from
 from agent.deployment.store import Group
 from agent.deployment.threads import in_thread
 from agent.errors import AgentError, FunctionError
 from agent.inference import views, workers
 from agent.inference.capture import Capture
-from agent.inference.dispatch import Dispatcher, Examination, Origin, Pool, PoolLimits, Request, Worker
-from agent.inference.probation import Watch
+from agent.inference.dispatch import Dispatcher, Origin, Pool, PoolLimits, Request, Worker
 from agent.instance import MARK
 from agent.messages import BINARY, JSON
 from agent.routing.exchange import FunctionTraits
@@ -38,7 +37,6 @@ from agent.settings import Settings
 
 log = logging.getLogger(__name__)
 
-CHECK_S = 120.0  # for all health checks of a group together
 PREFIX = "AWS_GG_RESOURCE_PREFIX"
 MXNET_ENGINE = "MXNET_ENGINE_TYPE"
 
@@ -125,33 +123,8 @@ class Activation:
             AgentError: HEALTH_CHECK_FAILED, HEALTH_CHECK_SLOW, HEALTH_CHECK_TIMEOUT, or why a worker was lost in it.
         """
         generation = self._warm.get(group.number) or self._routed_to
-        examinations = await in_thread(_examinations, group)
-        if generation is None or not examinations:
-            return
-        running = [
-            self._examine(worker, examination)
-            for pool in generation.pools
-            for policy in group.deployment.function(pool.origin.function).policies
-            for examination in examinations.get(policy.resource, ())
-            for worker in _ready_workers(pool)
-        ]
-        try:
-            await asyncio.wait_for(asyncio.gather(*running), CHECK_S)
-        except asyncio.TimeoutError:
-            text = f"the health checks took longer than {CHECK_S:g} s"
-            raise AgentError(
-                "HEALTH_CHECK_TIMEOUT", text, "Record fewer requests, or see why the model hangs."
-            ) from None
-
-    def _examine(self, worker: Worker, examination: Examination) -> asyncio.Future[None]:
-        passed: asyncio.Future[None] = self._loop.create_future()
-
-        def done(wrong: AgentError | None) -> None:
-            if not passed.done():
-                passed.set_result(None) if wrong is None else passed.set_exception(wrong)
-
-        worker.examine(examination, done)
-        return passed
+        if generation is not None:
+            await trial.examine(group, generation.pools)
 
     async def promote(self, group: Group) -> None:
         """Routes to the group's workers, warm or not yet; those of before are kept. Returns when the brokers know."""
@@ -181,16 +154,7 @@ class Activation:
         generation = self._routed_to
         if generation is None or generation.group.number != group.number:
             return
-        watched = _Watched(Watch(bounds, self._loop.time()), self._loop)
-        for pool in generation.pools:
-            pool.observer = watched
-        try:
-            await watched.over()
-        finally:
-            for pool in generation.pools:
-                pool.observer = None
-        watched.watch.check()
-        if watched.watch.too_few:
+        if await trial.watch(generation.pools, bounds):
             await self.check(group)
 
     async def discard(self, group: Group) -> None:
@@ -381,57 +345,6 @@ def _note_view(function: str, generation: _Generation, _tier: str, warnings: Seq
         if text not in generation.remarks:
             log.warning("%s", text)
             generation.remarks.append(text)
-
-
-class _Watched:
-    """What a pool's observer calls go to, and the end of the watch as something to wait for."""
-
-    def __init__(self, watch: Watch, loop: asyncio.AbstractEventLoop) -> None:
-        self.watch = watch
-        self._now = loop.time
-        self._decided = asyncio.Event()
-
-    def settled(self, error: AgentError | None, latency_s: float) -> None:
-        self.watch.settled(error, latency_s)
-        self._look()
-
-    def lost(self, function: str, reason: AgentError) -> None:
-        self.watch.lost(function, reason, self._now())
-        self._look()
-
-    def _look(self) -> None:
-        if self.watch.decided(self._now()):
-            self._decided.set()
-
-    async def over(self) -> None:
-        """Returns when it is decided, or its time is over."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._decided.wait(), max(0.0, self.watch.ends_s - self._now()))
-
-
-def _ready_workers(pool: Pool) -> list[Worker]:
-    """Those that can be examined.
-
-    Raises:
-        AgentError: there is none, and why.
-    """
-    found = pool.ready_workers()
-    if not found:
-        raise pool.last_loss or FunctionError("FUNCTION_FAILED", f"Function {pool.origin.function} has no worker.")
-    return found
-
-
-def _examinations(group: Group) -> dict[str, list[Examination]]:
-    """The health checks of each resource: what its package carries, then what the document asks for. Blocks."""
-    found: dict[str, list[Examination]] = {}
-    for resource in group.deployment.resources:
-        own, packed = resource.health, group.objects[resource.id].health
-        overrides = overrides_of(own) if own else {}
-        checks = [packed.read_bytes()] if packed.exists() else []
-        checks += [encode(own)] if own and own.requests else []
-        if checks:
-            found[resource.id] = [Examination(resource.id, overrides, check) for check in checks]
-    return found
 
 
 def _traits(function: Function) -> FunctionTraits:

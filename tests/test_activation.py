@@ -7,13 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent.activation import Activation
-from agent.deployment.definition import Deployment, FileSource, Function, Resource
+from agent.demo.formats import write_onnx
+from agent.deployment.definition import AccessPolicy, Deployment, FileSource, Function, Probation, Resource
 from agent.deployment.objects import ObjectRef
 from agent.deployment.store import Group
+from agent.errors import FunctionError
 from agent.inference.dispatch import Answer, Dispatcher, Failure, Request
 from agent.settings import Link, Policy, Settings, Topics
-from tests.agent_kit import FUNCTIONS
+from tests.agent_kit import FUNCTIONS, by_hand, layers
 
 DEADLINE_S = 30.0
 
@@ -56,10 +60,11 @@ class Bench:
         return sorted(view.name for view in (self.run / function).iterdir())
 
 
-def group(number: int, function: str, tree: Path) -> Group:
-    """A group of one function of the tests that has `tree` as its model's, which nobody loads."""
+def group(number: int, function: str, tree: Path, *, model: str | None = None) -> Group:
+    """A group of one function of the tests and a model with that `tree`, which is loaded where `model` is its Id."""
+    policies = (AccessPolicy(model),) if model else ()
     resource = Resource("m", "m", FileSource("/m"), destination="/ml/m")
-    made = Function(function, f"function:{function}", folder=function, policies=())
+    made = Function(function, f"function:{function}", folder=function, policies=policies)
     deployment = Deployment(f"d{number}", "NewDeployment", None, "", (resource,), (made,))
     return Group(
         number, deployment, {"m": ObjectRef("0" * 64, tree)}, {function: ObjectRef("1" * 64, FUNCTIONS / function)}
@@ -118,5 +123,33 @@ def test_the_way_back_needs_no_new_worker_and_loses_nothing(tmp_path: Path) -> N
         await bench.until(lambda: activation.in_use() == {1})
         assert bench.views("sleepy") == ["1-1"]
         await activation.stop(5)
+
+    asyncio.run(main())
+
+
+def golden(tmp_path: Path, weights: int) -> Path:
+    """An object's tree with a model, and beside it what the model of `weights` answers."""
+    tree = tmp_path / "object" / "tree"
+    tree.mkdir(parents=True, exist_ok=True)
+    write_onnx(tree / "model.onnx", layers(1))
+    outputs = {"probabilities": [by_hand(layers(weights), [0.5] * 16).tolist()]}
+    check = {"Requests": [{"Inputs": {"data": [[0.5] * 16]}, "Outputs": outputs}]}
+    (tree.parent / "health.json").write_text(json.dumps(check))
+    return tree
+
+
+def test_with_nothing_to_do_the_golden_requests_are_run_again_at_the_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        made = group(1, "scores", golden(tmp_path, 1), model="m")
+        await bench.activation.warm(made)
+        await bench.activation.check(made)
+        await bench.activation.promote(made)
+        await bench.activation.observe(made, Probation(seconds=0.1))
+        golden(tmp_path, 2)  # as if the model answered differently now
+        with pytest.raises(FunctionError) as caught:
+            await bench.activation.observe(made, Probation(seconds=0.1))
+        assert caught.value.code == "HEALTH_CHECK_FAILED"
+        await bench.activation.stop(5)
 
     asyncio.run(main())

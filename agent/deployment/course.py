@@ -120,9 +120,8 @@ class Course:
         body = await in_thread(self._store.journal.body, record.body_digest)
         floor = self._ledger.journal.floor
         deployment = await in_thread(self._admission.check, body, retained=record.retained, floor=floor)
-        self._refuse_quarantined(
-            deployment, [each.digest.removeprefix("sha256:") for each in deployment.resources if each.digest]
-        )
+        promised = [each.digest for each in deployment.resources] + [each.code_digest for each in deployment.functions]
+        self._refuse_quarantined(deployment, [digest.removeprefix("sha256:") for digest in promised if digest])
         self._ledger.view.versions = {}
         self._ledger.view.previous = await in_thread(self._versions_of, record.previous)
         return Outcome(Event.ACCEPTED, {"warnings": deployment.warnings})
