@@ -83,8 +83,8 @@ class Ears:
         client.subscribe("#")
         client.received.clear()
 
-    def on(self, topic: str, count: int = 1) -> list[paho.MQTTMessage]:
-        wait_until(lambda: len(self.now(topic)) >= count, f"{count} messages on {topic}")
+    def on(self, topic: str, count: int = 1, deadline_s: float = 20) -> list[paho.MQTTMessage]:
+        wait_until(lambda: len(self.now(topic)) >= count, f"{count} messages on {topic}", deadline_s)
         return self.now(topic)
 
     def now(self, topic: str) -> list[paho.MQTTMessage]:
@@ -233,7 +233,8 @@ def test_a_request_under_way_at_a_kill_is_answered_by_the_next_agent(running: tu
     say(device, "sleepy/x", {"seconds": 1.0, "meta": {"id": "survivor", "reply_to": "replies/survivor"}})
     core.kill()
     core.start()
-    answer = json.loads(device.on("replies/survivor")[0].payload)
+    core.wait_ready("sleepy")
+    answer = json.loads(device.on("replies/survivor", deadline_s=60)[0].payload)
     assert answer["slept"] == 1.0
     assert answer["meta"]["request"] == "survivor"
     core.wait_ready("scores", "several")
