@@ -33,7 +33,6 @@ class RcloneServer:
         found = shutil.which("rclone") or str(Path(sys.executable).with_name("rclone"))
         self.root = Path(tempfile.mkdtemp(prefix="rclone-"))
         self.port = free_port()
-        self.more: dict[str, str] = {}  # variables beside those that say where it is
         self.endpoint = f"http://127.0.0.1:{self.port}"
         command = [found, "serve", "s3", "--addr", f"127.0.0.1:{self.port}", "--auth-key", f"{KEY},{SECRET}",
                    "--config", os.devnull, "--dir-cache-time", "0s", str(self.root)]  # fmt: skip
@@ -61,7 +60,6 @@ class RcloneServer:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            **self.more,
         }
 
     def client(self) -> Any:

@@ -50,7 +50,6 @@ class S3Server:
 
     def __init__(self, *, authenticate: int | None = None) -> None:
         self.port = free_port()
-        self.more: dict[str, str] = {}  # variables beside those that say where it is
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.log = Path(tempfile.mkstemp(prefix="moto-", suffix=".log")[1])
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -87,7 +86,6 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            **self.more,
         }
 
     def client(self, service: str = "s3", key: str = "testing", secret: str = "testing") -> Any:

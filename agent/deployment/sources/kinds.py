@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from agent.deployment.document import allows
 from agent.deployment.sources import ArchiveSource
-from agent.deployment.sources.plain_s3 import PlainS3Archive, suffices
 from agent.errors import RejectedError
 from agent.settings import FetchLimits
 
@@ -21,14 +19,10 @@ def source_of(wanted: Mapping[str, Any], patterns: Iterable[str], limits: FetchL
     """
     kind, name = wanted["kind"], wanted["source"]
     allowed = _allowed(tuple(patterns))
-
-    def full() -> ArchiveSource:
+    if kind == "s3":
         from agent.deployment.sources.s3 import S3Archive  # 42 MB of boto3
 
         return S3Archive(name, limits.stall_s)
-
-    if kind == "s3":
-        return PlainS3Archive(name, limits.stall_s, full) if suffices(os.environ) else full()
     if kind == "sagemaker":
         from agent.deployment.sources.sagemaker import SageMakerArchive
 
