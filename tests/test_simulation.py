@@ -199,8 +199,7 @@ class Workers:
         self.warmed.clear()
 
     async def discard(self, group: Group) -> None:
-        self.life.world.must(self.routed != group.number, "what runs was discarded")
-        self.warmed.discard(group.number)
+        self.warmed.discard(group.number)  # never what is in use
 
     def in_use(self) -> set[int]:
         return {self.routed, *self.warmed}

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from agent.deployment import host_links, overlays, quarantine
 from agent.deployment.admission import Admission
@@ -28,6 +28,8 @@ from agent.deployment.tree_writer import Caps
 from agent.errors import AgentError, IntegrityError
 from agent.settings import Settings
 
+LINK_TRIES: Final = 4  # what failed must not be what the next start runs
+LINK_PAUSE_S: Final = 1.0
 Install = Callable[[Path, dict[str, Any], OnEvent], Awaitable[Installed]]
 
 log = logging.getLogger(__name__)
@@ -262,8 +264,12 @@ class Course:
         return links
 
     async def turn_back(self, record: Record) -> Outcome:
-        """Puts the link back, then the routes if they were turned."""
-        await in_thread(self._store.swap, record.previous)
+        """Puts the link back, and the routes if they were turned; these also where the disk does not take the link."""
+        trouble: OSError | AgentError | None = None
+        try:
+            await self._put_link_back(record.previous)
+        except (OSError, AgentError) as error:
+            trouble = error
         if self._routed == record.group:
             before = empty_group()
             if record.previous is not None:
@@ -272,7 +278,19 @@ class Course:
             await self._activation.promote(before)
             await self.align_host(before)
             self._routed = before.number
+        if trouble is not None:
+            raise trouble
         return Outcome(Event.TURNED_BACK)
+
+    async def _put_link_back(self, number: int | None) -> None:
+        for _ in range(LINK_TRIES - 1):
+            try:
+                await in_thread(self._store.swap, number)
+                return
+            except OSError as error:
+                log.error("the link cannot be turned back: %s; it is tried again", error)
+                await asyncio.sleep(LINK_PAUSE_S)
+        await in_thread(self._store.swap, number)
 
     # -- effects ----------------------------------------------------------------------------------------------------
 

@@ -217,7 +217,7 @@ class Deployer:
 
     async def _drive(self) -> None:
         journal = self._ledger.journal
-        while True:
+        while not self._closing:  # asyncio.wait_for may lose a cancellation (until Python 3.12)
             self._wake.clear()
             if journal.active is None and journal.waiting is not None:
                 journal.active = replace(journal.waiting, previous=self._store.current_number())
