@@ -93,24 +93,22 @@ class ReadAhead:
         self._chunks: queue.Queue[bytes | Exception] = queue.Queue(CHUNKS_AHEAD)
         self._closed = False
         self._error: Exception | None = None
-        self._rest = memoryview(b"")
+        self._rest = b""
         self._thread = threading.Thread(target=self._run, name="gunzip", daemon=True)
         self._thread.start()
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end."""
-        if not self._rest:
-            if self._error is not None:
-                raise self._error
-            found = self._chunks.get()
-            if isinstance(found, Exception):
-                self._error = found
-                raise found
-            if not found:
-                self._chunks.put(_END)  # whoever asks again gets the end again
-            self._rest = memoryview(found)
-        chunk, self._rest = self._rest[:size], self._rest[size:]
-        return bytes(chunk)
+        """At most `size` bytes; none at the end. What one step of the source's gave comes as it is where it fits."""
+        if self._error is not None:
+            raise self._error
+        found = self._rest or self._chunks.get()
+        if isinstance(found, Exception):
+            self._error = found
+            raise found
+        if not found:
+            self._chunks.put(_END)  # whoever asks again gets the end again
+        self._rest = found[size:] if len(found) > size else b""
+        return found[:size]
 
     def close(self) -> None:
         """Lets the thread end, once the source's read has; that may be waiting for a slow network."""

@@ -78,7 +78,9 @@ class TreeWriter:
             if self._claim(parts[:depth], directory=True):
                 os.mkdir("/".join(parts[:depth]), 0o755, dir_fd=self._root)
 
-    def add_file(self, parts: tuple[str, ...], chunks: Iterator[bytes], size: int, *, executable: bool) -> None:
+    def add_file(
+        self, parts: tuple[str, ...], chunks: Iterator[bytes | memoryview], size: int, *, executable: bool
+    ) -> None:
         """Makes a file of `chunks`, which must be `size` bytes in all; it must not be there."""
         if not parts:
             raise unsafe("a file in it has no name")
@@ -117,7 +119,7 @@ class TreeWriter:
         raise unsafe(f"{path!r} is there twice, or as {known[0]!r}")
 
 
-def _write(fd: int, chunk: bytes) -> int:
+def _write(fd: int, chunk: bytes | memoryview) -> int:
     rest = memoryview(chunk)
     while rest:
         rest = rest[os.write(fd, rest) :]
