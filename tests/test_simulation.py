@@ -528,6 +528,7 @@ def simulate(seed: int, root: Path) -> Schedule:
     return schedule
 
 
+@pytest.mark.timeout(3600)  # with --soak
 @pytest.mark.parametrize("first", range(0, SCHEDULES, IN_ONE_TEST))
 def test_any_order_of_events_leaves_the_invariants_standing(first: int, tmp_path: Path, soak: bool) -> None:
     logging.disable(logging.CRITICAL)
