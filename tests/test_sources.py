@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import io
 import json
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +19,12 @@ from typing import Any
 
 import pytest
 
+from agent.commands import Place, infer
 from agent.deployment.definition import Deployment, FileSource, Function, Resource, S3Source, SageMakerSource
 from agent.deployment.installation import install, job_of
 from agent.settings import Caps, FetchLimits
+from tests.agent_kit import BUCKET, function
+from tests.conftest import Site
 from tests.s3_kit import S3Server, s3_server  # noqa: F401 - a fixture
 from tests.test_installer import Installers, archive, digest, installers  # noqa: F401 - a fixture
 
@@ -201,3 +206,33 @@ def test_no_more_a_second_than_is_allowed(installers: Installers, s3_server: S3S
     begun_s = time.monotonic()
     installers.run(source, limits=replace(FetchLimits(), max_bytes_per_s=300_000))
     assert time.monotonic() - begun_s >= 1.9  # 600,000 bytes and more at 300,000 a second
+
+
+def test_a_functions_code_comes_and_goes_back_with_its_models(site: Site) -> None:
+    """In a whole agent: code from S3, a new version of it, and one that cannot be imported."""
+
+    def code(version: int, body: str = "") -> dict[str, Any]:
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as pack:
+            pack.writestr(
+                "__init__.py", f"import names\n{body}\ndef handler(event, context):\n    return names.VERSION"
+            )
+            pack.writestr("names.py", f"VERSION = {version}")
+        uri = site.s3.put(BUCKET, f"code-{version}.zip", out.getvalue())
+        return {"Code": {"S3Uri": uri, "Digest": digest(out.getvalue())}}
+
+    def group(id: str, marram: dict[str, Any]) -> dict[str, Any]:
+        return {"DeploymentId": id, "Functions": [function("teller", marram=marram)]}
+
+    with site.core(policy={"allow_unsigned_code": True}) as core:
+        assert core.deploy(group("one", code(1)))["status"] == "SUCCEEDED"
+
+        def asked() -> bytes:
+            place = Place(core.config)
+            return infer(place, "teller", b"{}", topic=None, content_type=None, timeout_s=20).payload
+
+        assert asked() == b"1"
+        core.deploy(group("two", code(2)))
+        assert asked() == b"2"
+        core.deploy(group("three", code(3, "raise ValueError")), expect="FAILED")
+        assert asked() == b"2"
