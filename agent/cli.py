@@ -61,7 +61,7 @@ def _internal(error: Exception) -> AgentError:
 def _run(options: argparse.Namespace) -> int:
     import asyncio
 
-    from agent.settings import load
+    from agent.settings.reader import load
 
     _log(options.log_level)
     settings = load(options.config)
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from agent.settings import load
+    from agent.settings.reader import load
 
     settings = load(options.config)
     for warning in settings.warnings:
@@ -91,7 +91,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _broker(options: argparse.Namespace) -> int:
     from agent.mqtt import broker
-    from agent.settings import load
+    from agent.settings.reader import load
 
     _log(options.log_level)
     listen = options.listen or load(options.config).local.listen

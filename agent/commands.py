@@ -22,7 +22,8 @@ from agent.errors import AgentError, ConfigError
 from agent.messages import JSON, MSGPACK, Outbound, Properties
 from agent.remote import connected
 from agent.settings import Link as LinkSettings
-from agent.settings import Settings, load
+from agent.settings import Settings
+from agent.settings.reader import load
 
 CORE = r"[A-Za-z0-9:_-]{1,128}"
 PORTS = {"mqtt": 1883, "mqtts": 8883}

@@ -26,7 +26,8 @@ from agent.demo.tally import AGAIN_S, LOST_S, Tally
 from agent.demo.watches import Fleet
 from agent.deployment.document import S3Source, parse
 from agent.errors import ConfigError, RejectedError
-from agent.settings import Policy, load
+from agent.settings import Policy
+from agent.settings.reader import load
 from functions import activity
 from tests.mqtt_kit import Mosquitto, accepts, mosquitto, wait_until
 from tests.s3_kit import S3Server, s3_server  # noqa: F401

@@ -40,8 +40,8 @@ SHELLS = {
     "concurrent", "signal", "os", "io", "pathlib", "shutil", "tempfile", "fcntl", "ctypes", "sqlite3", "time", "random",
     "secrets", "paho", "amqtt", "boto3", "botocore", "tenacity", "yaml",
 }  # fmt: skip
-# The settings' frozen values are for everybody; `load`, which reads the file, imports what it needs when it is called.
-VALUES = ("agent", "agent.settings")
+# The settings' frozen values are for everybody; they import nothing of ours.
+VALUES = ("agent", "agent.settings", "agent.settings.values")
 DEMO = "agent.demo"
 OWNERS = {
     "paho": ("agent.mqtt.control", DEMO),
@@ -52,7 +52,7 @@ OWNERS = {
     "isal": ("agent.deployment.gunzip",),
     "sqlite3": ("agent.cloud.spool_file", "agent.cloud.spool_thread"),
     "tenacity": ("agent.mqtt", "agent.deployment.download"),
-    "yaml": ("agent.settings_file", "agent.commands", DEMO),
+    "yaml": ("agent.settings.file", "agent.commands", DEMO),
     "dlr": ("functions.runtimes.dlr", "functions.runtimes.calling_home"),
     "onnxruntime": ("functions.runtimes.onnx",),
     "onnx": (DEMO,),
@@ -126,7 +126,9 @@ def test_the_agents_process_holds_nothing_heavy() -> None:
     """Reading topics.yaml loads PyYAML (2 MB), once; everything else of the agent does without."""
     loaded = _loaded("import agent.app")
     assert [each for each in TOO_HEAVY if each in loaded] == []
-    settings = _loaded("import agent.app, agent.settings, pathlib; agent.settings.load(pathlib.Path('topics.yaml'))")
+    settings = _loaded(
+        "import agent.app, agent.settings.reader, pathlib; agent.settings.reader.load(pathlib.Path('topics.yaml'))"
+    )
     assert [each for each in TOO_HEAVY if each in settings] == ["yaml"]
 
 

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from agent import settings
 from agent.cloud import job_messages as messages
 from agent.cloud import jobs
 from agent.cloud.job_messages import Execution
 from agent.cloud.jobs import Action, Cancel, Deploy, Jobs, Publish
 from agent.deployment.document import deployment_id_of
 from agent.errors import ConfigError
+from agent.settings import reader
 from tests.agent_kit import BUCKET, CORE, Core, function
 from tests.conftest import Site
 from tests.jobs_emulator import DETAIL_KEY, DETAIL_VALUE, JobsEmulator
@@ -485,7 +485,7 @@ CLOUD = "links: {cloud: 'mqtt://broker.example.org'}"
 def loaded(folder: Path, text: str) -> str | None:
     file = folder / "topics.yaml"
     file.write_text(text)
-    return settings.load(file).jobs
+    return reader.load(file).jobs
 
 
 @pytest.mark.parametrize(

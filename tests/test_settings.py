@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from agent import settings, settings_links, settings_reader
+from agent import settings
 from agent.errors import ConfigError
-from agent.settings import Caps, FetchLimits, Retention, Settings, Subscription
+from agent.settings import Caps, FetchLimits, Retention, Settings, Subscription, links, reader
 
 REPOSITORY = Path(__file__).parents[1]
 AWS = "mqtts://a1b2-ats.iot.eu-west-1.amazonaws.com"
@@ -27,7 +27,7 @@ AWS = "mqtts://a1b2-ats.iot.eu-west-1.amazonaws.com"
 def load(folder: Path, text: str) -> Settings:
     file = folder / "topics.yaml"
     file.write_text(text)
-    return settings.load(file)
+    return reader.load(file)
 
 
 def problems(folder: Path, text: str) -> list[str]:
@@ -39,7 +39,7 @@ def problems(folder: Path, text: str) -> list[str]:
 
 
 def test_the_repository_s_own_file_loads_without_a_warning() -> None:
-    read = settings.load(REPOSITORY / "topics.yaml")
+    read = reader.load(REPOSITORY / "topics.yaml")
     assert read.core == "press-7"
     assert read.state == REPOSITORY / "state"
     assert read.functions == (REPOSITORY / "functions",)
@@ -59,9 +59,9 @@ def test_the_page_in_docs_names_every_key_and_its_examples_load(tmp_path: Path) 
     assert len(examples) >= 5
     for example in examples:
         assert load(tmp_path, example).core == "press-7"
-    keys = [*settings_reader.KEYS, *settings_reader.POLICY_KEYS, *settings_reader.TEMPLATES, *settings_links.KEYS]
+    keys = [*reader.KEYS, *reader.POLICY_KEYS, *reader.TEMPLATES, *links.KEYS]
     assert [key for key in keys if f"`{key}`" not in page] == []
-    defaults = [template for template, _ in settings_reader.TEMPLATES.values()]
+    defaults = [template for template, _ in reader.TEMPLATES.values()]
     assert [template for template in defaults if f"`{template}`" not in page] == []
 
 
@@ -378,7 +378,7 @@ def test_what_is_retained(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_and_one_that_is_no_file(tmp_path: Path) -> None:
     for file in (tmp_path / "topics.yaml", tmp_path):
         with pytest.raises(ConfigError) as caught:
-            settings.load(file)
+            reader.load(file)
         assert caught.value.code == "SETTINGS_UNREADABLE"
         assert "--config" in caught.value.remedy
 
@@ -393,7 +393,7 @@ def test_any_bytes_give_settings_or_one_kind_of_error(tmp_path: Path, body: byte
     file = tmp_path / "any.yaml"
     file.write_bytes(body)
     try:
-        read: Settings | str = settings.load(file)
+        read: Settings | str = reader.load(file)
     except ConfigError as error:
         read = error.code
     assert isinstance(read, Settings) or read == "BAD_SETTINGS"

@@ -16,7 +16,7 @@ class Link:
 
     Attributes:
         name: ``local`` or ``cloud``.
-        url: ``embedded``, ``mqtt://host:port`` or ``mqtts://host:port``; `load` moves the credentials in the file's
+        url: ``embedded``, ``mqtt://host:port`` or ``mqtts://host:port``; the reader moves the credentials in the file's
             to `username` and `password` and fills in the port, so that it can be logged.
         listen: where the embedded broker listens, ``host:port``; loopback unless told otherwise.
         ca, cert, key: PEM files for TLS, absolute; without `ca` the system's authorities are trusted.
@@ -191,16 +191,3 @@ class Settings:
     fetch: FetchLimits = FetchLimits()
     unpack: Caps = Caps()
     retention: Retention = Retention()
-
-
-def load(file: Path) -> Settings:
-    """The settings in `file`, wholly checked. Blocks; reads the certificates that the file names, too.
-
-    Raises:
-        ConfigError: BAD_SETTINGS with every problem and its line; SETTINGS_UNREADABLE where there is no such file.
-    """
-    # Here and not above: the reader checks with agent.routing, whose values are those of this module; and a process
-    # that is only handed the values needs no YAML.
-    from agent.settings_reader import read_settings
-
-    return read_settings(file)

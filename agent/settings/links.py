@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from agent.settings import EMBEDDED, Link
-from agent.settings_file import Problems, Value
+from agent.settings.file import Problems, Value
 
 KEYS = ("url", "listen", "ca", "cert", "key", "username", "password", "keepalive_s")
 TLS_KEYS = ("ca", "cert", "key")

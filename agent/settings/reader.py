@@ -1,6 +1,6 @@
 """topics.yaml to `Settings`: each key, its default and what it may be. docs/settings.md is written from this.
 
-What holds between values (twice the same, cycles, a provider's limits) is agent.settings_rules' matter.
+What holds between values (twice the same, cycles, a provider's limits) is agent.settings.rules' matter.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import stat
 from pathlib import Path
 from string import Formatter
 
-from agent import settings_rules as rules
 from agent.public_keys import MAX_FILE_BYTES, raw_public_key
 from agent.routing.topics import filter_problem, name_problem
-from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey
-from agent.settings_file import Problems, Value, read
-from agent.settings_limits import read_fetch, read_retention, read_unpack
-from agent.settings_links import read_links
+from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey, rules
+from agent.settings.file import Problems, Value, read
+from agent.settings.limits import read_fetch, read_retention, read_unpack
+from agent.settings.links import read_links
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
 KEYS = (
@@ -55,8 +54,12 @@ TEMPLATES = {
 _NO_CORE = "core"  # stands in where the name is missing, so that the rest can be checked
 
 
-def read_settings(file: Path) -> Settings:
-    """The settings of `file`; see `agent.settings.load`."""
+def load(file: Path) -> Settings:
+    """The settings in `file`, wholly checked. Blocks; reads the certificates that the file names, too.
+
+    Raises:
+        ConfigError: BAD_SETTINGS with every problem and its line; SETTINGS_UNREADABLE where there is no such file.
+    """
     file = Path(os.path.abspath(file))
     problems = Problems(file)
     root = read(file, problems)

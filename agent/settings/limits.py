@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from agent.settings import Caps, FetchLimits, Retention
-from agent.settings_file import Value
+from agent.settings.file import Value
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip

@@ -13,7 +13,7 @@ from agent.cloud import job_messages
 from agent.routing.subscriptions import find_cycle
 from agent.routing.topics import disjoint_cover, overlaps
 from agent.settings import Link, Subscription, Topics
-from agent.settings_file import Problems
+from agent.settings.file import Problems
 
 Lined = tuple[int, Subscription]
 
