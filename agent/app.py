@@ -7,19 +7,14 @@ processes of their own.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import dataclasses
-import json
 import logging
-import os
 import random
 import secrets
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent import instance
@@ -28,27 +23,26 @@ from agent.cloud import reports
 from agent.cloud.job_channel import JobChannel
 from agent.cloud.outbox import Outbox
 from agent.cloud.spool import Spool
+from agent.console import Console
 from agent.control import ControlServer
 from agent.deployment.deployer import Deployer
-from agent.deployment.document import UNREADABLE, Deployment, deployment_id_of
+from agent.deployment.document import UNREADABLE, deployment_id_of
 from agent.deployment.store import Group, Store
-from agent.errors import AgentError, RejectedError
+from agent.errors import AgentError
 from agent.inference.dispatch import Dispatcher, Request
-from agent.messages import Inbound, Outbound, Properties
+from agent.messages import Inbound, Outbound
 from agent.mqtt.broker import EmbeddedBroker
 from agent.mqtt.link import Link
+from agent.routes import FilterJournal, Routes
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.exchange import Exchange
-from agent.routing.subscriptions import LINKS, Subscriptions, find_cycle
-from agent.routing.topics import disjoint_cover
-from agent.settings import EMBEDDED, Settings, Subscription
+from agent.settings import EMBEDDED, Settings
 from agent.settings import Link as LinkSettings
 
 log = logging.getLogger(__name__)
 
 DRAIN_S = 10.0
 BACKOFF_S = {"local": 1.0, "cloud": 60.0}
-FILTERS = "filters.json"
 
 
 class Agent:
@@ -57,13 +51,12 @@ class Agent:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._topics = settings.topics
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._closing = False
         self._state_due = False
         self._settled = False  # the control link is up and every link that is up has its SUBACKs
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._journalled: dict[str, list[str]] = {}
         instance.lock_state(settings.state)
         instance.end_orphans(settings.state)
         shutil.rmtree(settings.state / "run", ignore_errors=True)
@@ -71,35 +64,26 @@ class Agent:
 
     def _build(self) -> None:
         settings = self.settings
-        self.one_link = settings.cloud is None
         self.brokers = self._build_brokers()
-        self._journalled = _read_filters(settings.state)
+        self._filters = FilterJournal(settings.state)
         self.links = self._build_links()
-        self.control_link = "local" if self.one_link else "cloud"
-        self.spool = Spool(settings.state / "spool.db", loop=self._loop)
+        self.control_link = "local" if settings.cloud is None else "cloud"
+        self.spool = Spool(settings.state / "spool.db", loop=self.loop)
         self.outbox = Outbox(self.spool, self.links)
         self.dispatcher = Dispatcher()
         self.deliveries = Deliveries(_DeliveryPorts(self))
         self.exchange = Exchange(
             settings.core, settings.topics, self.deliveries, _ExchangePorts(self), secrets.token_hex(4)
         )
-        self.exchange.one_link = self.one_link
+        self.exchange.one_link = settings.cloud is None
+        self.routes = Routes(settings, self.links, self.control_link, self.exchange)
         self.store = Store(settings.state, settings.retention)
         self.activation = Activation(
-            settings, self.dispatcher, loop=self._loop, routed=self._route, changed=self._state_changed
+            settings, self.dispatcher, loop=self.loop, routed=self._route, changed=self._state_changed
         )
-        self.deployer = Deployer(self.store, settings, self.activation, self._report, admit=self.admit)
-        self.jobs = self._build_jobs()
-        self.control = ControlServer(
-            settings.state,
-            {
-                "status": self._do_status,
-                "deploy": self._do_deploy,
-                "rollback": self._do_rollback,
-                "cancel": self._do_cancel,
-                "infer": self._do_infer,
-            },
-        )
+        self.deployer = Deployer(self.store, settings, self.activation, self._report, admit=self.routes.admit)
+        self.jobs = self.routes.jobs = self._build_jobs()
+        self.control = ControlServer(settings.state, Console(self).handlers())
 
     def _build_jobs(self) -> JobChannel | None:
         if self.settings.jobs is None:
@@ -125,13 +109,13 @@ class Agent:
             settings,
             client_id=client_id,
             core=self.settings.core,
-            will=reports.retained(self._topics.state, self._state(online=False)) if will else None,
+            will=reports.retained(self._topics.state, self.state(online=False)) if will else None,
             max_backoff_s=max_backoff_s,
             on_message=self._on_message,
             on_up=lambda: self._on_up(name),
             on_down=lambda: self._on_down(name),
-            known_filters=self._journalled.get(name, ()),
-            on_filters=lambda filters: self._journal_filters(name, filters),
+            known_filters=self._filters.known(name),
+            on_filters=lambda filters: self._filters.note(name, filters),
         )
 
     # -- start and stop ---------------------------------------------------------------------------------------------
@@ -139,7 +123,7 @@ class Agent:
     async def run(self) -> None:
         """Runs until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stopping.set)
+            self.loop.add_signal_handler(number, self._stopping.set)
         try:
             await self.start()
             await self._stopping.wait()
@@ -152,7 +136,7 @@ class Agent:
         group = await self.deployer.recover()
         for broker in self.brokers:
             await broker.start()
-        self._set_routes(group)
+        self._put_routes(group)
         for link in self.links.values():
             link.start()
         await self.control.start()
@@ -174,7 +158,7 @@ class Agent:
         await self.activation.stop(DRAIN_S)
         await self.outbox.stop()
         for name, link in self.links.items():
-            last = reports.retained(self._topics.state, self._state(online=False))
+            last = reports.retained(self._topics.state, self.state(online=False))
             await link.stop(last if name == self.control_link else None)
         await self.control.stop()
         for task in self._tasks:
@@ -202,7 +186,7 @@ class Agent:
     def _on_up(self, name: str) -> None:
         if not self.links[name].session_present:
             self.deliveries.session_lost(name)
-        self._set_routes(self.activation.group)
+        self._put_routes(self.activation.group)
         self.outbox.link_up(name)
         self._spawn(self._say_online())
         if self.jobs and name == self.control_link:
@@ -216,87 +200,22 @@ class Agent:
         if self.jobs and name == self.control_link:
             self.jobs.link_down()
 
+    async def _route(self, group: Group) -> None:
+        self._put_routes(group)
+        await self.routes.settled()
+
+    def _put_routes(self, group: Group | None) -> None:
+        self.routes.put(group, self.activation)
+
     async def _say_online(self) -> None:
-        await asyncio.gather(*(link.settled() for link in self.links.values()))
+        await self.routes.settled()
         self._settled = self.links[self.control_link].connected
         self._state_changed()
 
     def _spawn(self, work: Any) -> None:
-        task = self._loop.create_task(work)
+        task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    # -- routes -----------------------------------------------------------------------------------------------------
-
-    async def _route(self, group: Group) -> None:
-        self._set_routes(group)
-        await asyncio.gather(*(link.settled() for link in self.links.values()))
-
-    def _set_routes(self, group: Group | None) -> None:
-        """Puts the subscriptions in force and asks the brokers for just what they need."""
-        mine = self.settings.subscriptions
-        deployed = group.deployment.subscriptions if group else ()
-        mine = self._without_cycles(mine, deployed)
-        every = [self._merged(s) for s in (*mine, *deployed)]
-        self.exchange.subscriptions = Subscriptions(every)
-        self.exchange.traits = self.activation.traits(group) if group else {}
-        for name, link in self.links.items():
-            wanted = set(self.exchange.subscriptions.subjects(name))
-            if name == self.control_link:
-                wanted.update((self._topics.deployments, *(self.jobs.filters if self.jobs else ())))
-            link.set_filters(disjoint_cover(wanted))
-
-    def _merged(self, subscription: Subscription) -> Subscription:
-        if not self.one_link:
-            return subscription
-        source, target = (("local" if end == "cloud" else end) for end in (subscription.source, subscription.target))
-        return dataclasses.replace(subscription, source=source, target=target)
-
-    def _cycle(self, subscriptions: tuple[Subscription, ...]) -> list[Subscription] | None:
-        through = [name for name, link in self.links.items() if link.protocol == 4]
-        addresses = {each.address for each in (self.settings.local, self.settings.cloud) if each}
-        merged = [self._merged(s) for s in subscriptions]
-        return find_cycle(merged, through=through, one_link=len(addresses) == 1) if through else None
-
-    def _without_cycles(
-        self, mine: tuple[Subscription, ...], deployed: tuple[Subscription, ...]
-    ) -> tuple[Subscription, ...]:
-        while cycle := self._cycle((*mine, *deployed)):
-            out = next((s for s in mine if any(self._merged(s) == c for c in cycle)), None)
-            if out is None:
-                break  # a deployed one: it came before the broker proved to speak 3.1.1 only
-            log.error("left out, because messages would go round for ever: %s", _told(out))
-            mine = tuple(s for s in mine if s is not out)
-        return mine
-
-    def admit(self, deployment: Deployment) -> None:
-        """Refuses a deployment whose subscriptions would send messages round for ever. Reads only; from any thread.
-
-        Raises:
-            RejectedError: CYCLE, ONE_CONNECTION.
-        """
-        for each in deployment.subscriptions if self.one_link else ():
-            if each.source in LINKS and each.target in LINKS:
-                raise RejectedError(
-                    "ONE_CONNECTION",
-                    f"Subscription {each.id} goes from {each.source} to {each.target}, which are one connection here.",
-                    "Leave it out: whoever is subscribed gets the message already.",
-                )
-        cycle = self._cycle((*self.settings.subscriptions, *deployment.subscriptions))
-        if cycle and any(s in deployment.subscriptions for s in cycle):
-            way = "; ".join(_told(s) for s in cycle)
-            raise RejectedError(
-                "CYCLE",
-                f"A message would go round for ever, because the broker speaks MQTT 3.1.1 only: {way}.",
-                "Publish results on a topic that the function does not hear.",
-            )
-
-    def _journal_filters(self, name: str, filters: frozenset[str]) -> None:
-        self._journalled[name] = sorted(filters)
-        file = self.settings.state / FILTERS
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(self._journalled))
-        os.replace(draft, file)
 
     # -- reports ----------------------------------------------------------------------------------------------------
 
@@ -309,7 +228,7 @@ class Agent:
             self.jobs.told(status)
         self._state_changed()
 
-    def _state(self, *, online: bool = True) -> dict[str, Any]:
+    def state(self, *, online: bool = True) -> dict[str, Any]:
         activation = getattr(self, "activation", None)
         group = activation.group if activation else None
         return reports.state(
@@ -325,102 +244,21 @@ class Agent:
     def _state_changed(self) -> None:
         if not self._state_due and not self._closing:
             self._state_due = True
-            self._loop.call_soon(self._publish_state)
+            self.loop.call_soon(self._publish_state)
 
     def _publish_state(self) -> None:
         self._state_due = False
         link = self.links[self.control_link]
         if self._settled and link.connected and not self._closing:
             with contextlib.suppress(AgentError):
-                link.publish(reports.retained(self._topics.state, self._state()))
-
-    # -- commands ---------------------------------------------------------------------------------------------------
-
-    async def _do_status(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        links = {
-            name: {
-                "connected": link.connected,
-                "protocol": {4: "3.1.1", 5: "5"}.get(link.protocol),
-                "error": None if link.connected else link.last_error,
-                "backlog": self.spool.backlog(name),
-            }
-            for name, link in self.links.items()
-        }
-        dropped = {
-            "spool": dict(self.spool.dropped),
-            "outbox": dict(self.outbox.dropped),
-            "refused": dict(self.outbox.refused),
-        }
-        yield {
-            "state": self._state(),
-            "links": links,
-            "dropped": dropped,
-            "quarantine": list(self.deployer.quarantine),
-            "pid": os.getpid(),
-            "last": True,
-        }
-
-    async def _do_deploy(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
-        with self.deployer.followed(news.put_nowait):
-            accepted = asyncio.Event()
-            self.deployer.receive(base64.b64decode(request["body"]), retained=False, accepted=accepted.set)
-            await accepted.wait()
-            async for reply in _followed(news, (request["id"], "-"), wait=request.get("wait")):
-                yield reply
-
-    async def _do_rollback(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
-        with self.deployer.followed(news.put_nowait):
-            id = await self.deployer.roll_back()
-            async for reply in _followed(news, (id,), wait=request.get("wait")):
-                yield reply
-
-    async def _do_cancel(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
-        with self.deployer.followed(news.put_nowait):
-            id = self.deployer.cancel_by_hand()
-            async for reply in _followed(news, (id,), wait=True):
-                yield reply
-
-    async def _do_infer(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        answered: asyncio.Future[tuple[str, bytes]] = self._loop.create_future()
-
-        def respond(content_type: str, payload: bytes) -> None:
-            if not answered.done():
-                answered.set_result((content_type, payload))
-
-        message = Inbound(
-            "local",
-            request["topic"],
-            base64.b64decode(request["payload"]),
-            qos=1,
-            properties=Properties(content_type=request.get("content_type")),
-            received_s=self._loop.time(),
-        )
-        self.exchange.invoke(request["function"], message, respond)
-        content_type, payload = await answered
-        yield {"content_type": content_type, "payload": base64.b64encode(payload).decode(), "last": True}
-
-
-async def _followed(
-    news: asyncio.Queue[Mapping[str, Any]], ids: tuple[str, ...], *, wait: bool | None
-) -> AsyncIterator[dict[str, Any]]:
-    """Statuses of these deployments as a command's replies: the first, or with `wait` all until the end."""
-    while True:
-        status = await news.get()
-        if status["deploymentId"] in ids:
-            done = status["status"] != "IN_PROGRESS" or not wait
-            yield {"status": status, "last": done}
-            if done:
-                return
+                link.publish(reports.retained(self._topics.state, self.state()))
 
 
 class _DeliveryPorts:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self.now = agent._loop.time
-        self.later = agent._loop.call_later
+        self.now = agent.loop.time
+        self.later = agent.loop.call_later
 
     def ack(self, link: str, ticket: int) -> None:
         self._agent.links[link].ack(ticket)
@@ -440,25 +278,13 @@ class _ExchangePorts:
         self.submit: Callable[[Request], None] = agent.dispatcher.submit
         self.ready: Callable[[str], bool] = agent.dispatcher.ready
         self.send: Callable[[str, str, Outbound, Callable[[], None]], None] = agent.outbox.send
-        self.now = agent._loop.time
+        self.now = agent.loop.time
         self.random = random.random
 
     def timestamp(self) -> str:
         return reports.timestamp(time.time())
 
 
-def _told(subscription: Subscription) -> str:
-    return f"{subscription.source} {subscription.subject} -> {subscription.target}"
-
-
 def _id_of(body: bytes) -> str | None:
     id = deployment_id_of(body)
     return None if id == UNREADABLE else id
-
-
-def _read_filters(state: Path) -> dict[str, list[str]]:
-    try:
-        found = json.loads((state / FILTERS).read_text())
-        return {str(name): [str(f) for f in filters] for name, filters in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}

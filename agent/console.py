@@ -1,0 +1,113 @@
+"""What the `marram` command asks of a running agent: one handler a command, its replies as JSON objects.
+
+Everything runs on the agent's thread; nothing here blocks. Changes of a deployment's state are followed, not polled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from agent.messages import Inbound, Properties
+
+if TYPE_CHECKING:
+    from agent.app import Agent
+
+
+class Console:
+    """The commands of one agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def handlers(self) -> dict[str, Callable[[Mapping[str, Any]], AsyncIterator[dict[str, Any]]]]:
+        """Each command's handler by its name; the last of its replies holds ``"last": True``."""
+        return {
+            "status": self._status,
+            "deploy": self._deploy,
+            "rollback": self._rollback,
+            "cancel": self._cancel,
+            "infer": self._infer,
+        }
+
+    async def _status(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        links = {
+            name: {
+                "connected": link.connected,
+                "protocol": {4: "3.1.1", 5: "5"}.get(link.protocol),
+                "error": None if link.connected else link.last_error,
+                "backlog": self._agent.spool.backlog(name),
+            }
+            for name, link in self._agent.links.items()
+        }
+        dropped = {
+            "spool": dict(self._agent.spool.dropped),
+            "outbox": dict(self._agent.outbox.dropped),
+            "refused": dict(self._agent.outbox.refused),
+        }
+        yield {
+            "state": self._agent.state(),
+            "links": links,
+            "dropped": dropped,
+            "quarantine": list(self._agent.deployer.quarantine),
+            "pid": os.getpid(),
+            "last": True,
+        }
+
+    async def _deploy(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+        with self._agent.deployer.followed(news.put_nowait):
+            accepted = asyncio.Event()
+            self._agent.deployer.receive(base64.b64decode(request["body"]), retained=False, accepted=accepted.set)
+            await accepted.wait()
+            async for reply in _followed(news, (request["id"], "-"), wait=request.get("wait")):
+                yield reply
+
+    async def _rollback(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+        with self._agent.deployer.followed(news.put_nowait):
+            id = await self._agent.deployer.roll_back()
+            async for reply in _followed(news, (id,), wait=request.get("wait")):
+                yield reply
+
+    async def _cancel(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+        with self._agent.deployer.followed(news.put_nowait):
+            id = self._agent.deployer.cancel_by_hand()
+            async for reply in _followed(news, (id,), wait=True):
+                yield reply
+
+    async def _infer(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        answered: asyncio.Future[tuple[str, bytes]] = self._agent.loop.create_future()
+
+        def respond(content_type: str, payload: bytes) -> None:
+            if not answered.done():
+                answered.set_result((content_type, payload))
+
+        message = Inbound(
+            "local",
+            request["topic"],
+            base64.b64decode(request["payload"]),
+            qos=1,
+            properties=Properties(content_type=request.get("content_type")),
+            received_s=self._agent.loop.time(),
+        )
+        self._agent.exchange.invoke(request["function"], message, respond)
+        content_type, payload = await answered
+        yield {"content_type": content_type, "payload": base64.b64encode(payload).decode(), "last": True}
+
+
+async def _followed(
+    news: asyncio.Queue[Mapping[str, Any]], ids: tuple[str, ...], *, wait: bool | None
+) -> AsyncIterator[dict[str, Any]]:
+    """Statuses of these deployments as a command's replies: the first, or with `wait` all until the end."""
+    while True:
+        status = await news.get()
+        if status["deploymentId"] in ids:
+            done = status["status"] != "IN_PROGRESS" or not wait
+            yield {"status": status, "last": done}
+            if done:
+                return
