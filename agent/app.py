@@ -109,7 +109,7 @@ class Agent:
             settings,
             client_id=client_id,
             core=self.settings.core,
-            will=reports.retained(self._topics.state, self.state(online=False)) if will else None,
+            will=(lambda: reports.retained(self._topics.state, self.state(online=False))) if will else None,
             max_backoff_s=max_backoff_s,
             on_message=self._on_message,
             on_up=lambda: self._on_up(name),
@@ -229,15 +229,14 @@ class Agent:
         self._state_changed()
 
     def state(self, *, online: bool = True) -> dict[str, Any]:
-        activation = getattr(self, "activation", None)
-        group = activation.group if activation else None
+        group = self.activation.group
         return reports.state(
             core=self.settings.core,
             online=online,
             group=group.deployment.id if group else None,
-            functions=self.dispatcher.states() if activation else (),
+            functions=self.dispatcher.states(),
             resources=[(id, f"sha256:{found.hex}") for id, found in group.objects.items()] if group else (),
-            deployment=self.deployer.latest if activation else None,
+            deployment=self.deployer.latest,
             now_s=time.time(),
         )
 

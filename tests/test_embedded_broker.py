@@ -43,7 +43,7 @@ def test_the_link_speaks_3_1_1_to_it_and_survives_its_end() -> None:
             settings.Link("local", "embedded", listen),
             client_id="press-7-local",
             core="press-7",
-            will=Outbound("state", b"offline"),
+            will=lambda: Outbound("state", b"offline"),
             max_backoff_s=0.2,
             on_message=on_message,
             on_up=lambda: None,

@@ -498,7 +498,7 @@ def test_the_will_is_published_when_the_agent_vanishes_and_not_when_it_stops(bro
     async def main() -> None:
         watcher = await plain(broker, "state")
         relay = await Relay(broker.port).start()
-        side = Side(f"mqtt://127.0.0.1:{relay.port}", will=Outbound("state", b"offline", 1, True))
+        side = Side(f"mqtt://127.0.0.1:{relay.port}", will=lambda: Outbound("state", b"offline", 1, True))
         link = await side.up()
         relay.reset()
         assert (await asyncio.to_thread(watcher.wait_for, 1))[0].payload == b"offline"

@@ -286,6 +286,11 @@ def test_the_will_says_offline_and_a_stop_says_it_too(running: tuple[Site, Core]
         wait_until(lambda: last_state(cloud)["status"] == "offline", "offline by the will")
         core.start()
         wait_until(lambda: last_state(cloud)["status"] == "online", "online again")
+        core.kill()
+        wait_until(lambda: last_state(cloud)["status"] == "offline", "offline by the second will")
+        assert last_state(cloud)["group"] == "v1", "a will is of the time of its connection"
+        core.start()
+        wait_until(lambda: last_state(cloud)["status"] == "online", "online after it")
         assert core.stop() == 0
         wait_until(lambda: last_state(cloud)["status"] == "offline", "offline by SIGTERM")
 

@@ -35,7 +35,7 @@ class Identity:
 
     client_id: str
     core: str
-    will: Outbound | None
+    will: Callable[[], Outbound] | None  # asked at each CONNECT, so that it is of that time
     keepalive_s: int
     session_expiry_s: int = SESSION_EXPIRY_S
 
@@ -102,7 +102,7 @@ class Control(paho.Client):
             self.username_pw_set(address.username, address.password)
         options: dict[str, Any] = {}
         if self._identity.will is not None:
-            self._set_will(self._identity.will)
+            self._set_will(self._identity.will())
         if self.protocol == MQTTProtocolVersion.MQTTv5:
             properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = self._identity.session_expiry_s

@@ -44,7 +44,7 @@ class Link:
         settings: where the broker is.
         client_id: stable, so that the broker knows the session again.
         core: put into the user property ``core`` of what is published; messages that carry it are not received.
-        will: published by the broker when the agent vanishes.
+        will: gives what the broker is to publish when the agent vanishes; called at each CONNECT.
         max_backoff_s: longest wait between two tries to connect, seconds.
         on_message: called for each message, at QoS 1 with a ticket that must be given to `ack`.
         on_up, on_down: called after each CONNACK and when a connection that was up is lost.
@@ -63,7 +63,7 @@ class Link:
         *,
         client_id: str,
         core: str,
-        will: Outbound | None = None,
+        will: Callable[[], Outbound] | None = None,
         max_backoff_s: float,
         on_message: Callable[[Inbound], None],
         on_up: Callable[[], None],
