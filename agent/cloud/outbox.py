@@ -59,11 +59,14 @@ class Outbox:
         self.refused: Counter[str] = Counter()
         spool.on_commit = self._pump
 
-    def send(self, link: str, kind: str, out: Outbound, done: Callable[[], None]) -> None:
+    def send(self, link: str, kind: str, out: Outbound, done: Callable[[], None], value: float = 0.0) -> None:
         """Sends `out`; `done` runs once when it is in the next broker's hands, committed to the spool, or given up.
 
         Never raises for want of a link. Given up (and counted) are QoS 0 messages while the link is down, and what the
         link's broker turns out never to take once it was spooled.
+
+        Args:
+            value: how much a capture is worth, from 0 to 1; see `Spool.append`.
 
         Raises:
             RejectedError: the link's broker can never take it (too large, say); `done` does not run.
@@ -78,7 +81,7 @@ class Outbox:
                 self._refuse(link, out, error)
                 raise
         if out.qos:
-            self._spool.append(link, kind, out, done)
+            self._spool.append(link, kind, out, done, value=value)
         else:
             self.dropped[link] += 1
             done()

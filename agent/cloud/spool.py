@@ -78,11 +78,20 @@ class Spool:
 
     # What the loop calls: none of it blocks.
 
-    def append(self, link: str, kind: str, out: Outbound, committed: Callable[[], None] | None = None) -> None:
+    def append(
+        self,
+        link: str,
+        kind: str,
+        out: Outbound,
+        committed: Callable[[], None] | None = None,
+        *,
+        value: float = 0.0,
+    ) -> None:
         """Keeps `out` for `link`; `committed` runs on the loop once it is on the disk.
 
         Args:
             kind: ``report``, ``result`` or ``capture``: the order in which they are kept when room is short.
+            value: how much a capture is worth, from 0 to 1: those worth least go first, the oldest of them before.
         """
         if kind == "capture" and self._pending_bytes > MAX_PENDING_BYTES:
             self._count_dropped(kind, 1)
@@ -93,7 +102,7 @@ class Spool:
         self._backlog[link, kind] += 1
         self._uncommitted[link, kind] += 1
         self._pending_bytes += len(out.payload)
-        self._add(Append(self._last_seq, link, kind, out, committed))
+        self._add(Append(self._last_seq, link, kind, out, committed, value))
 
     def put_inbox(
         self, key: str, message: Inbound, targets: Sequence[str], committed: Callable[[], None] | None = None

@@ -21,13 +21,14 @@ Key = tuple[str, str]  # (link, kind)
 
 @dataclass(slots=True, eq=False)
 class Append:
-    """Keep `out` for `link`."""
+    """Keep `out` for `link`. `value`: how much a capture is worth, 0 to 1; those worth least go first."""
 
     seq: int
     link: str
     kind: str
     out: Outbound
     committed: Callable[[], None] | None = None
+    value: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
