@@ -8,7 +8,7 @@ from functions import frames, payload
 from functions.config import Config
 from functions.errors import RequestError
 from functions.loading import told
-from functions.sdk import Context, Result
+from functions.sdk import AS_IT_IS, Context, Kept, Result
 
 MAX_TEXT: Final = 1024  # characters of an id or topic that a payload names; an MQTT string has 65,535 bytes at most
 _MAX_KINDS: Final = 64  # content types that are remembered; senders choose them
@@ -24,9 +24,11 @@ class Call:
         wanted: whether its sender waits for an answer, result or none.
         event: what the handler gets, once it is decoded.
         context: of its last run.
+        settled: whether it is answered while its handler still runs.
+        timer: what cancels it in time.
     """
 
-    __slots__ = ("context", "event", "kind", "n", "reply_to", "request", "topic", "wanted")
+    __slots__ = ("context", "event", "kind", "n", "reply_to", "request", "settled", "timer", "topic", "wanted")
 
     def __init__(self, n: int, topic: str, kind: str, request: str, wanted: bool) -> None:
         self.n = n
@@ -37,6 +39,8 @@ class Call:
         self.reply_to: str | None = None
         self.event: Any = None
         self.context: Context | None = None
+        self.settled = False
+        self.timer: Any = None
 
 
 class Calls:
@@ -107,7 +111,10 @@ class Calls:
         if plain is not None:
             answer = [plain[0], len(plain[1])]
             bodies.append(plain[1])
-        return frames.pack([frames.RESULT, call.n, call.request, call.reply_to, layout, answer], *bodies)
+        header = [frames.RESULT, call.n, call.request, call.reply_to, layout, answer]
+        if call.context is not None and call.context.kept is not None:
+            header.append([_sampled(kept, call.kind, bodies) for kept in call.context.kept])
+        return frames.pack(header, *bodies)
 
     def _encode(
         self, output: Any, kind: str, meta: dict[str, Any], layout: list[list[Any]], bodies: list[bytes]
@@ -135,6 +142,19 @@ class Calls:
         else:
             code, message = "FUNCTION_RAISED", told(error, self._config.code)
         return frames.pack([frames.ERROR, call.n, call.request, call.reply_to, code, _sendable(message)])
+
+
+def _sampled(kept: Kept, kind: str, bodies: list[bytes]) -> list[Any]:
+    """A sample's part of a RESULT; what it holds of its own is appended to the bodies."""
+    parts: list[Any] = [kept.reason]
+    for value in (kept.input, kept.output):
+        part = None
+        if value is not AS_IT_IS:
+            content_type, body = payload.encode(value, kind)
+            bodies.append(body)
+            part = [content_type, len(body)]
+        parts.append(part)
+    return parts
 
 
 def _text(name: str, value: Any) -> str:

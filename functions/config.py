@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+CONCURRENCY: Final = 16  # requests that an async handler has under way, where nothing says how many
 
 
 class ModelConfig(NamedTuple):
@@ -34,6 +37,10 @@ class Config(NamedTuple):
         deployment: the deployment's id; empty outside one.
         max_size, max_delay_s: of a batch.
         handler: the handler's name.
+        state_dir: the function's own directory; absent: the working directory.
+        concurrency: how many requests an async handler has under way at once.
+        timeout_s: for one request in an async handler; None: for ever. A worker cannot stop any other handler: the
+            agent stops the worker.
     """
 
     function: str
@@ -47,6 +54,9 @@ class Config(NamedTuple):
     max_size: int
     max_delay_s: float
     handler: str
+    state_dir: str
+    concurrency: int
+    timeout_s: float | None
 
 
 def read(frame: Mapping[str, Any]) -> Config:
@@ -67,4 +77,7 @@ def read(frame: Mapping[str, Any]) -> Config:
         max_size=max(1, batch.get("max_size", 1)),
         max_delay_s=batch.get("max_delay_ms", 0) / 1000,
         handler=frame.get("handler") or "handler",
+        state_dir=frame.get("state_dir") or os.getcwd(),
+        concurrency=max(1, frame.get("concurrency") or CONCURRENCY),
+        timeout_s=frame.get("timeout_s"),
     )

@@ -31,9 +31,9 @@ RECORD: Final = 4  # [RECORD, n, resource] + the inputs of golden requests as JS
 # Worker to agent.
 READY: Final = 10  # [READY, {models: [..], import_s, load_s, warm_up_s, max_batch}]: import, load and warm-up are done
 FAILED: Final = 11  # [FAILED, code, message]: it will never be ready; the process exits with 1
-RESULT: Final = (
-    12  # [RESULT, n, request id, reply_to or None, [[topic or None, content type, bytes], ..], answer] + outputs
-)
+# [RESULT, n, request id, reply_to or None, [[topic or None, content type, bytes], ..], answer] + outputs; where the
+# function keeps samples one more element, [[reason, input, output], ..], each of the two [content type, bytes] or None
+RESULT: Final = 12
 ERROR: Final = 13  # [ERROR, n, request id, reply_to or None, code, message]
 CHECKED: Final = 14  # [CHECKED, n, code or None, message or None]
 RECORDED: Final = 15  # [RECORDED, n, code or None, message or None] + a list of outputs as JSON, one for each request

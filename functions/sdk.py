@@ -1,23 +1,57 @@
 """What the author of a function imports: the context of a request, and results that name their topic.
 
-A function's folder has an ``__init__.py`` with ``handler(event, context)``, and optionally
-``batch_handler(events, contexts)``, which gets several requests at once and returns a list with a result for each (an
-exception as an element fails that one alone). Arrays in an event share the message's memory and cannot be written to.
+A function's folder has an ``__init__.py`` with ``handler(event, context)``::
+
+    from functions.sdk import Context, RequestError
+
+
+    def handler(event: dict[str, list[float]], context: Context) -> dict[str, int]:
+        if len(event["window"]) < 100:
+            raise RequestError("WINDOW_TOO_SHORT", "100 samples are needed.")
+        scores = context.model("activity-model").predict({"data": [event["window"]]})["scores"][0]
+        return {"activity": int(scores.argmax())}
+
+``async def handler`` has several requests under way at once, on one event loop. ``batch_handler(events, contexts)``,
+beside it or in its place, gets several requests at once and returns a list with a result for each (an exception as an
+element fails that one alone). Arrays in an event share the message's memory and cannot be written to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from functions.errors import RequestError
 
 if TYPE_CHECKING:
     from logging import LoggerAdapter
+    from pathlib import Path
 
-    from functions.runtimes.base import Model
+    from functions.runtimes.base import Model, TensorSpec
 
-__all__ = ["Context", "RequestError", "Result", "UnknownModelError"]
+__all__ = [
+    "AsyncHandler",
+    "BatchHandler",
+    "Context",
+    "Handler",
+    "Model",
+    "RequestError",
+    "Result",
+    "TensorSpec",
+    "UnknownModelError",
+]
+
+MAX_REASON: Final = 64  # characters of a sample's reason
+AS_IT_IS: Final[Any] = object()  # stands for the request's own payload, or the result
+
+
+def __getattr__(name: str) -> Any:
+    """`Model` and `TensorSpec`, which bring numpy: only for who names them at run time."""
+    if name in ("Model", "TensorSpec"):
+        from functions.runtimes import base
+
+        return getattr(base, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class UnknownModelError(LookupError):
@@ -47,6 +81,14 @@ class Result:
         return f"Result(topic={self.topic!r}, payload={self.payload!r}, content_type={self.content_type!r})"
 
 
+class Kept(NamedTuple):
+    """What `Context.capture` was given; `AS_IT_IS` for the request's payload and the result."""
+
+    reason: str
+    input: Any
+    output: Any
+
+
 class Context:
     """What a handler may know and use beside its event. One for each request.
 
@@ -59,9 +101,20 @@ class Context:
         models: all of the function's models by their resource Ids.
         deployment: the deployment's id; empty outside one.
         published: what `publish` was given so far.
+        kept: what `capture` was given so far.
     """
 
-    __slots__ = ("content_type", "deployment", "function", "models", "published", "request", "topic")
+    __slots__ = (
+        "_state_dir",
+        "content_type",
+        "deployment",
+        "function",
+        "kept",
+        "models",
+        "published",
+        "request",
+        "topic",
+    )
 
     def __init__(
         self,
@@ -71,6 +124,7 @@ class Context:
         models: Mapping[str, Model] | None = None,
         deployment: str = "",
         content_type: str = "application/json",
+        state_dir: str = "",
     ) -> None:
         self.function = function
         self.request = request
@@ -79,9 +133,15 @@ class Context:
         self.deployment = deployment
         self.content_type = content_type
         self.published: list[Result] | None = None
+        self.kept: list[Kept] | None = None
+        self._state_dir = state_dir
 
     def model(self, resource: str | None = None) -> Model:
         """The model of that resource Id; without one, the function's first.
+
+        Example::
+
+            outputs = context.model("activity-model").predict({"data": [[0.1, 0.2, 0.3]]})
 
         Raises:
             UnknownModelError: the function has no such model; the message names those that it has.
@@ -98,10 +158,55 @@ class Context:
         )
 
     def publish(self, topic: str, payload: Any, content_type: str | None = None) -> None:
-        """Publishes `payload` on `topic` as well, once the handler has returned; nothing where it raises."""
+        """Publishes `payload` on `topic` as well, once the handler has returned; nothing where it raises.
+
+        It goes along the subscriptions whose source is this function.
+
+        Example::
+
+            context.publish("alarms/press-7", {"score": 0.98})
+        """
         if self.published is None:
             self.published = []
         self.published.append(Result(topic, payload, content_type))
+
+    def capture(self, *, reason: str = "explicit", input: Any = AS_IT_IS, output: Any = AS_IT_IS) -> None:
+        """Keeps this request as a sample for training once the handler has returned; nothing where it raises.
+
+        It is kept whatever the function's capture policy says, and the policy then decides no more about this request.
+
+        Args:
+            reason: why, as the sample says it: 1 to 64 printable characters.
+            input: in place of the request's payload, whatever can be encoded.
+            output: in place of the first result.
+
+        Example::
+
+            if abs(scores[0] - scores[1]) < 0.1:
+                context.capture(reason="too close to call", output={"scores": scores})
+
+        Raises:
+            ValueError: another reason.
+        """
+        if not (isinstance(reason, str) and 0 < len(reason) <= MAX_REASON and reason.isprintable()):
+            raise ValueError(f"a sample's reason is a text of 1 to {MAX_REASON} printable characters")
+        if self.kept is None:
+            self.kept = []
+        self.kept.append(Kept(reason, input, output))
+
+    @property
+    def state_dir(self) -> Path:
+        """A directory on this device that is the function's own: kept over restarts and deployments.
+
+        Workers of one function share it. It is the worker's working directory as well.
+
+        Example::
+
+            (context.state_dir / "baseline.json").write_text(json.dumps(baseline))
+        """
+        from pathlib import Path
+
+        return Path(self._state_dir)
 
     @property
     def logger(self) -> LoggerAdapter[Any]:
@@ -109,3 +214,8 @@ class Context:
         from functions.logs import request_logger  # logging costs a worker 15 ms of its start: only where it is used
 
         return request_logger(self.function, self.request)
+
+
+Handler: TypeAlias = Callable[[Any, Context], Any]
+AsyncHandler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+BatchHandler: TypeAlias = Callable[[Sequence[Any], Sequence[Context]], Sequence[Any]]

@@ -28,7 +28,10 @@ class Server:
 
     Attributes:
         max_batch: how many requests it takes at once.
+        settles_late: whether it answers a request that takes too long, so that the agent need not end the worker.
     """
+
+    settles_late = False
 
     def __init__(
         self, sock: socket.socket, reader: frames.FrameReader, config: Config, code: Code, models: Mapping[str, Model]
@@ -137,7 +140,9 @@ class Server:
 
     def _context(self, call: Call) -> Context:
         config = self._config
-        call.context = Context(config.function, call.request, call.topic, self._models, config.deployment, call.kind)
+        call.context = Context(
+            config.function, call.request, call.topic, self._models, config.deployment, call.kind, config.state_dir
+        )
         return call.context
 
     def _opened(self, frame: frames.Frame) -> Call | None:

@@ -69,10 +69,19 @@ def _prepared(
     times.append(time.monotonic())
     if code is None:
         code = _endpoint(settings, models)
-    server = Server(sock, reader, settings, code, models)
+    server = _server(code)(sock, reader, settings, code, models)
     import_s, load_s, warm_up_s = (round(b - a, 4) for a, b in itertools.pairwise(times))
-    facts = {"import_s": import_s, "load_s": load_s, "warm_up_s": warm_up_s}
+    facts: dict[str, Any] = {"import_s": import_s, "load_s": load_s, "warm_up_s": warm_up_s}
+    facts["settles_late"] = server.settles_late
     return server, {"models": _described(models), "max_batch": server.max_batch, **facts}
+
+
+def _server(code: loading.Code) -> type[Server]:
+    if not code.is_async:
+        return Server
+    from functions.serving_async import AsyncServer  # asyncio: only where it is used
+
+    return AsyncServer
 
 
 def _models(settings: config.Config) -> dict[str, Model]:
