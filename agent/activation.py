@@ -27,9 +27,11 @@ from agent.deployment.owners import check_local, groups_of, withheld_from
 from agent.deployment.store import Group
 from agent.deployment.threads import in_thread
 from agent.errors import AgentError, FunctionError
-from agent.inference import views, workers
+from agent.inference import launching, views, workers
 from agent.inference.capture import Capture
-from agent.inference.dispatch import Dispatcher, Origin, Pool, PoolLimits, Request, Worker
+from agent.inference.dispatch import Dispatcher
+from agent.inference.pool import Pool, PoolLimits
+from agent.inference.requests import Origin, Request, Worker
 from agent.instance import MARK
 from agent.messages import BINARY, JSON
 from agent.routing.exchange import FunctionTraits
@@ -92,7 +94,7 @@ class Activation:
         self._draining: dict[Pool, _Generation] = {}
         self._served: set[_Generation] = set()  # have been routed to, so that requests may be with them
         self._news = asyncio.Event()
-        self._path = workers.make_path(settings.state / "run" / ".path")
+        self._path = launching.make_path(settings.state / "run" / ".path")
         views.make_stage(settings.state)
 
     # -- a deployment's turn ----------------------------------------------------------------------------------------
@@ -259,12 +261,12 @@ class Activation:
                 return workers.not_started(reason, pool, loop=self._loop)
 
         @functools.cache
-        def spec() -> workers.Spec:
+        def spec() -> launching.Spec:
             return self._spec(function, generation, origin)
 
         return Pool(origin, limits, start, self._clock, random.random, self._tell)
 
-    def _spec(self, function: Function, generation: _Generation, origin: Origin) -> workers.Spec:
+    def _spec(self, function: Function, generation: _Generation, origin: Origin) -> launching.Spec:
         state, view = self._settings.state, self._view(function.id, generation)
         interpreter = self._interpreter(function)  # what can fail comes before the view, which is laid once
         groups = groups_of(function, generation.group.deployment)
@@ -275,7 +277,7 @@ class Activation:
         views.lay(view, seen)
         home = state / "data" / function.id
         home.mkdir(parents=True, exist_ok=True)
-        return workers.Spec(
+        return launching.Spec(
             origin=origin,
             interpreter=interpreter,
             config={
@@ -287,7 +289,7 @@ class Activation:
             directory=home,
             groups=groups,
             environment={
-                **workers.base_environment(),
+                **launching.base_environment(),
                 "HOME": str(home),
                 **_variables(function),
                 PREFIX: str(view),

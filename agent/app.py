@@ -29,7 +29,8 @@ from agent.deployment.deployer import Deployer
 from agent.deployment.document import UNREADABLE, deployment_id_of
 from agent.deployment.store import Group, Store
 from agent.errors import AgentError
-from agent.inference.dispatch import Dispatcher, Request
+from agent.inference.dispatch import Dispatcher
+from agent.inference.requests import Request
 from agent.messages import Inbound, Outbound
 from agent.mqtt.broker import EmbeddedBroker
 from agent.mqtt.link import Link

@@ -20,7 +20,7 @@ from typing import Any, Final
 from agent.deployment.definition import HealthCheck
 from agent.deployment.health import MAX_REQUESTS, encode, read_recorded
 from agent.errors import AgentError, ConfigError, RejectedError
-from agent.inference.workers import BOOT, base_environment, make_path
+from agent.inference.launching import BOOT, base_environment, make_path
 from functions import frames
 
 RESOURCE: Final = "model"

@@ -16,8 +16,9 @@ from agent.deployment.health import encode, overrides_of
 from agent.deployment.store import Group
 from agent.deployment.threads import in_thread
 from agent.errors import AgentError, FunctionError
-from agent.inference.dispatch import Examination, Pool, Worker
+from agent.inference.pool import Pool
 from agent.inference.probation import Watch
+from agent.inference.requests import Examination, Worker
 
 CHECK_S: Final = 120.0  # for all health checks of a group together
 

@@ -15,7 +15,8 @@ from agent.deployment.definition import AccessPolicy, Deployment, FileSource, Fu
 from agent.deployment.objects import ObjectRef
 from agent.deployment.store import Group
 from agent.errors import FunctionError
-from agent.inference.dispatch import Answer, Dispatcher, Failure, Request
+from agent.inference.dispatch import Dispatcher
+from agent.inference.requests import Answer, Failure, Request
 from agent.settings import Link, Policy, Settings, Topics
 from tests.agent_kit import FUNCTIONS, by_hand, layers
 

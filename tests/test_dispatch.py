@@ -12,18 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import AgentError, FunctionError
-from agent.inference.dispatch import (
-    FAILED_STARTS,
-    MAX_QUEUED,
-    Answer,
-    Dispatcher,
-    Examination,
-    Failure,
-    Origin,
-    Pool,
-    PoolLimits,
-    Request,
-)
+from agent.inference.dispatch import Dispatcher
+from agent.inference.pool import FAILED_STARTS, Pool, PoolLimits
+from agent.inference.queueing import MAX_QUEUED
+from agent.inference.requests import Answer, Examination, Failure, Origin, Request
 
 CRASH = FunctionError("WORKER_CRASHED", "gone")
 

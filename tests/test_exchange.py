@@ -13,7 +13,7 @@ import pytest
 
 from agent.errors import FunctionError, RejectedError
 from agent.inference.capture import Capture
-from agent.inference.dispatch import Answer, Failure, Origin, Request
+from agent.inference.requests import Answer, Failure, Origin, Request
 from agent.messages import BINARY, JSON, MSGPACK, Inbound, Outbound, Properties
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.exchange import MAX_HOPS, Exchange, FunctionTraits

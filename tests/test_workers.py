@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from agent.activation import LoopClock
-from agent.inference import workers
-from agent.inference.dispatch import Answer, Failure, Origin, Pool, PoolLimits, Request
+from agent.inference import launching, workers
+from agent.inference.pool import Pool, PoolLimits
+from agent.inference.requests import Answer, Failure, Origin, Request
 from tests.agent_kit import FUNCTIONS
 
 DEADLINE_S = 30.0
@@ -29,13 +30,13 @@ class Bench:
         loop = asyncio.get_running_loop()
         origin = Origin("f", None, None, "d1")
         config = {"function": "f", "code": str(FUNCTIONS / folder), "deployment": "d1"}
-        spec = workers.Spec(
+        spec = launching.Spec(
             origin,
             sys.executable,
             config,
-            workers.make_path(directory / "path"),
+            launching.make_path(directory / "path"),
             directory,
-            workers.base_environment(),
+            launching.base_environment(),
             memory_kb,
         )
         self.news = asyncio.Event()
@@ -156,7 +157,7 @@ def test_an_interpreter_that_is_not_there_is_said_so(tmp_path: Path) -> None:
         loop = asyncio.get_running_loop()
         lost = asyncio.Event()
         origin = Origin("f", None, None, None)
-        spec = workers.Spec(origin, "/no/such/python", {}, tmp_path, tmp_path)
+        spec = launching.Spec(origin, "/no/such/python", {}, tmp_path, tmp_path)
         pool = Pool(
             origin,
             PoolLimits(),

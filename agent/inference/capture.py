@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent.inference.dispatch import Origin
+from agent.inference.requests import Origin
 from agent.messages import JSON
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 
 from agent.errors import AgentError, RejectedError
-from agent.inference.dispatch import Origin
+from agent.inference.requests import Origin
 from agent.messages import BINARY, JSON, MSGPACK
 from agent.routing.topics import matches, name_problem
 from agent.settings import Topics

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from agent.errors import AgentError, FunctionError, RejectedError
 from agent.inference.capture import Capture, decide, sample
-from agent.inference.dispatch import Answer, Failure, Origin, Request
+from agent.inference.requests import Answer, Failure, Origin, Request
 from agent.messages import JSON, Inbound, Outbound, Properties
 from agent.routing.answers import (
     answer_topic_problem,

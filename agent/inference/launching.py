@@ -1,0 +1,97 @@
+"""How a worker process is started: its command line, its environment, its path. By exec, never by a mere fork.
+
+Blocks for the start of a process, a millisecond.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import functions
+from agent.inference.requests import Origin
+
+BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from functions.worker import main; main()"
+THREADS: Final = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS", "MXNET_CPU_WORKER_NTHREADS",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What it takes to start a worker.
+
+    Attributes:
+        origin: what its results say about where they come from.
+        interpreter: the Python to run it on.
+        config: the CONFIG frame's map, see functions.worker.
+        environment: all of the worker's environment; nothing of the agent's is added.
+        path: directory that holds our package `functions` and nothing else.
+        directory: its working directory.
+        memory_kb: resident memory it may take, KiB; None: unlimited.
+        groups: GIDs that it has beside the agent's own.
+        seen: called before it counts as ready with how far its view of the files is its own (the tier) and what could
+            not be done of it.
+    """
+
+    origin: Origin
+    interpreter: str
+    config: Mapping[str, Any]
+    path: Path
+    directory: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    memory_kb: int | None = None
+    groups: Collection[int] = ()
+    seen: Callable[[str, Sequence[str]], None] = lambda tier, warnings: None
+
+
+def make_path(directory: Path) -> Path:
+    """Makes `directory` lead to our package `functions` and to nothing else, and returns it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    link, package = directory / "functions", Path(functions.__file__).parent
+    if not link.is_symlink() or Path(os.readlink(link)) != package:
+        if link.is_dir() and not link.is_symlink():
+            shutil.rmtree(link)
+        link.unlink(missing_ok=True)
+        link.symlink_to(package)
+    return directory
+
+
+def base_environment() -> dict[str, str]:
+    """What every worker gets: a locale, a search path and one thread for each numeric library."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR") if name in os.environ}
+    return {"PATH": os.defpath, "PYTHONUNBUFFERED": "1", **dict.fromkeys(THREADS, "1"), **kept}
+
+
+def launch(spec: Spec, sock: socket.socket, pulse: socket.socket) -> subprocess.Popen[bytes]:
+    """Starts the process with its ends of the two socket pairs; its output comes through a pipe.
+
+    Raises:
+        OSError: the interpreter cannot be started.
+    """
+    environment = {**spec.environment, "MARRAM_FD": str(sock.fileno()), "MARRAM_PULSE_FD": str(pulse.fileno())}
+    return subprocess.Popen(
+        [spec.interpreter, "-IBu", "-c", BOOT, str(spec.path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        cwd=spec.directory,
+        pass_fds=(sock.fileno(), pulse.fileno()),
+        start_new_session=True,
+        extra_groups=[*os.getgroups(), *spec.groups] if spec.groups else None,
+    )
+
+
+def open_pidfd(pid: int) -> int:
+    """A descriptor that is readable once the process has ended; -1 where the kernel has none (before 5.3)."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return -1

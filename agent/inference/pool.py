@@ -1,0 +1,276 @@
+"""The workers of one generation of one function: which request each gets, and what becomes of those it leaves. Pure.
+
+Time comes from a clock that is passed in and workers are a port, so all of it runs in a simulation as well.
+
+What a lost worker's requests get: the one that it was working on (or the batch) is tried once more on another worker,
+then answered with the loss; those that only waited behind it go to another worker as if nothing had happened. A
+request that ran into its time limit is answered at once and never run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from agent.errors import AgentError, FunctionError
+from agent.inference.deadlines import Deadlines
+from agent.inference.queueing import WorkQueue
+from agent.inference.requests import Answer, Clock, Failure, Observer, Origin, Request, Worker
+from agent.inference.slots import Slot, free
+
+MAX_TRIES: Final = 2
+FAILED_STARTS: Final = 3  # after so many in a row the function counts as failed and its requests are answered
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """What a function may take: `timeout_s` for one request in a handler, `processes` workers."""
+
+    processes: int = 1
+    timeout_s: float = 3.0
+    max_batch: int = 1
+    backoff_s: tuple[float, float] = (0.1, 30.0)  # first and longest wait before a replacement after repeated losses
+
+
+class Pool:
+    """The workers of one generation of one function and the requests that wait for them.
+
+    Args:
+        origin: says what the results come from.
+        limits: processes, time-out, batch.
+        start: starts a worker process that reports to `on_ready`, `on_result`, `on_lost`; does not block.
+        clock: time and timers.
+        jitter: a number in [0, 1) for the back-off.
+        changed: called whenever `state` may have changed.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        limits: PoolLimits,
+        start: Callable[[Pool], Worker],
+        clock: Clock,
+        jitter: Callable[[], float],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.origin = origin
+        self.limits = limits
+        self.last_loss: AgentError | None = None
+        self.observer: Observer | None = None
+        self._start = start
+        self._clock = clock
+        self._jitter = jitter
+        self._changed = changed
+        self._slots: dict[Worker, Slot] = {}
+        self._queue = WorkQueue()
+        self._deadlines = Deadlines(self._slots.values(), limits.timeout_s, clock, self._late)
+        self._numbers = 0
+        self._failed_starts = 0
+        self._losses = 0
+        self._heir: Callable[[Request], None] | None = None
+        self._drained: Callable[[], None] | None = None
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """``ready`` (some worker is), ``failed`` (none, after several starts) or ``starting``."""
+        if any(s.serves for s in self._slots.values()):
+            return "ready"
+        return "failed" if self._failed_starts >= FAILED_STARTS else "starting"
+
+    @property
+    def all_ready(self) -> bool:
+        return len(self._slots) >= self.limits.processes and all(s.serves for s in self._slots.values())
+
+    @property
+    def waiting(self) -> int:
+        """Requests in flight and in the queue."""
+        return len(self._queue) + sum(len(s.in_flight) for s in self._slots.values())
+
+    def open(self) -> None:
+        """Starts the workers."""
+        for _ in range(self.limits.processes):
+            self._add()
+
+    def ready_workers(self) -> list[Worker]:
+        """The workers that take requests now."""
+        return [slot.worker for slot in self._slots.values() if slot.serves]
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers, for the status."""
+        return [worker.pid for worker in self._slots]
+
+    def _add(self) -> None:
+        worker = self._start(self)
+        self._slots[worker] = Slot(worker)
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Sends the request to a worker, or queues it, or settles it at once where neither can be."""
+        slot = free(self._slots.values())
+        if slot is not None and not self._queue.requests:
+            self._send(slot, request)
+        elif self._failed_starts >= FAILED_STARTS and self.state == "failed":
+            self._fail(request, self._why_failed())
+        elif not self._queue.put(request):
+            self._fail(request, self._overloaded())
+        elif slot is not None:
+            self._pump()
+
+    def _send(self, slot: Slot, request: Request) -> None:
+        now = self._clock.now()
+        if request.expires_s is not None and now >= request.expires_s:
+            self._fail(
+                request, FunctionError("EXPIRED", "The request's expiry interval ran out before it could be run.")
+            )
+            return
+        self._numbers += 1
+        request.sent_s = now
+        if not slot.in_flight:
+            slot.busy_since_s = now
+        slot.in_flight[self._numbers] = request
+        slot.worker.send(self._numbers, request)
+        self._deadlines.watch()
+
+    def _pump(self) -> None:
+        while self._queue.requests:
+            slot = free(self._slots.values())
+            if slot is None:
+                return
+            self._send(slot, self._queue.get())
+
+    def _fail(
+        self, request: Request, error: AgentError, request_id: str | None = None, reply_to: str | None = None
+    ) -> None:
+        if self.observer is not None:
+            self.observer.settled(error, 0.0)
+        request.settle(request, Failure(self.origin, error, request_id, reply_to))
+
+    def _why_failed(self) -> AgentError:
+        why = self.last_loss.text if self.last_loss else ""
+        return FunctionError("FUNCTION_FAILED", f"Function {self.origin.function} does not start: {why}")
+
+    def _overloaded(self) -> AgentError:
+        return FunctionError(
+            "OVERLOADED",
+            f"Function {self.origin.function} already has {len(self._queue)} requests waiting.",
+            "Send fewer, or give it more Processes.",
+        )
+
+    # -- what workers report ----------------------------------------------------------------------------------------
+
+    def on_ready(self, worker: Worker, max_batch: int) -> None:
+        slot = self._slots.get(worker)
+        if slot is None:
+            return
+        slot.ready = True
+        slot.max_batch = max_batch
+        self._failed_starts = 0
+        self._pump()
+        self._changed()
+
+    def on_result(self, worker: Worker, n: int, outcome: Answer | Failure) -> None:
+        slot = self._slots.get(worker)
+        request = slot.in_flight.pop(n, None) if slot else None
+        if slot is None or request is None:
+            return
+        now = self._clock.now()
+        slot.service_s += 0.1 * (now - slot.busy_since_s - slot.service_s)
+        slot.busy_since_s = now
+        self._losses = 0
+        if self.observer is not None:
+            self.observer.settled(outcome.error if type(outcome) is Failure else None, now - request.sent_s)
+        request.settle(request, outcome)
+        if self._queue.requests:
+            self._pump()
+        self._end_if_drained()
+
+    def on_lost(self, worker: Worker, reason: AgentError) -> None:
+        """The process is gone. Its requests go elsewhere or are answered; a replacement starts in the background."""
+        slot = self._slots.pop(worker, None)
+        if slot is None:
+            return
+        self.last_loss = reason
+        if not slot.ready and not slot.stopping:
+            self._failed_starts += 1
+        if self.observer is not None and not slot.stopping:
+            self.observer.lost(self.origin.function, reason)
+        self._resend(slot, reason)
+        if self._heir is None:
+            self._replace()
+        if self.state == "failed":
+            for request in self._queue.emptied():
+                self._fail(request, self._why_failed())
+        self._pump()
+        self._changed()
+        self._end_if_drained()
+
+    def _resend(self, slot: Slot, reason: AgentError) -> None:
+        again: list[Request] = []
+        for place, request in enumerate(slot.in_flight.values()):
+            if not slot.condemned and place < slot.max_batch:
+                request.tries += 1
+            if request in slot.late or request.tries >= MAX_TRIES:
+                self._fail(request, reason)
+            else:
+                again.append(request)
+        if self._heir is None:
+            self._queue.put_back(again)
+        else:
+            for request in again:
+                self._heir(request)
+
+    def _replace(self) -> None:
+        self._losses += 1
+        first, longest = self.limits.backoff_s
+        delay = 0.0 if self._losses == 1 else min(longest, first * 2 ** (self._losses - 2)) * (0.5 + self._jitter() / 2)
+        self._clock.later(delay, self._respawn)
+
+    def _respawn(self) -> None:
+        if self._heir is None:
+            self._add()
+
+    def _late(self) -> FunctionError:
+        return FunctionError(
+            "FUNCTION_TIMEOUT",
+            f"Function {self.origin.function} took longer than its Timeout of {self.limits.timeout_s:g} s.",
+            "Raise Timeout in its FunctionConfiguration, or make the handler quicker.",
+        )
+
+    # -- ending -----------------------------------------------------------------------------------------------------
+
+    def hand_over(self, heir: Callable[[Request], None]) -> None:
+        """Gives away what no worker has been sent; the workers go on with what they have, and stay."""
+        for request in self._queue.emptied():
+            heir(request)
+
+    def drain(self, heir: Callable[[Request], None], drained: Callable[[], None]) -> None:
+        """Lets the workers finish what they have, then ends them.
+
+        Args:
+            heir: gets what no worker has been sent, and what a worker that dies meanwhile leaves behind.
+            drained: runs when the last worker is gone.
+        """
+        self._heir, self._drained = heir, drained
+        self.hand_over(heir)
+        for slot in list(self._slots.values()):
+            slot.stopping = True
+            slot.worker.stop()
+        self._end_if_drained()
+
+    def kill(self, reason: FunctionError) -> None:
+        """Ends all workers now; what they leave goes to the heir that `drain` named, or is answered with `reason`."""
+        if self._heir is None:
+            self._heir = lambda request: self._fail(request, reason)
+        self.hand_over(self._heir)
+        for slot in list(self._slots.values()):
+            slot.stopping = True
+            slot.worker.kill(reason)
+
+    def _end_if_drained(self) -> None:
+        if self._drained is not None and not self._slots:
+            drained, self._drained = self._drained, None
+            drained()

@@ -1,0 +1,120 @@
+"""What passes between those who ask, the dispatcher and the workers: values, and the ports around them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agent.errors import AgentError, FunctionError
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What each result of a pool says about where it comes from."""
+
+    function: str
+    model: str | None
+    version: str | None
+    deployment: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One event for one function.
+
+    Attributes:
+        id: the request's id unless its payload names one.
+        wants_answer: somebody waits for an answer whatever the result is (MQTT 5 response-topic).
+        expires_s: clock after which it is answered EXPIRED instead of run; None: never.
+        settle: called exactly once with the outcome.
+        context: the caller's own.
+    """
+
+    function: str
+    topic: str
+    payload: bytes
+    content_type: str | None
+    id: str
+    settle: Callable[[Request, Answer | Failure], None]
+    wants_answer: bool = False
+    expires_s: float | None = None
+    context: Any = None
+    tries: int = 0
+    sent_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """What a function made of a request.
+
+    Attributes:
+        outputs: (topic or None for the default, content type, payload).
+        answer: for a requester where there are no outputs: (content type, payload).
+    """
+
+    origin: Origin
+    request_id: str
+    reply_to: str | None
+    outputs: list[tuple[str | None, str, bytes]]
+    answer: tuple[str, bytes] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Failure:
+    """Why there is no result. `request_id` and `reply_to` are None where no worker read the payload."""
+
+    origin: Origin
+    error: AgentError
+    request_id: str | None = None
+    reply_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """A health check for a worker to run on its loaded model.
+
+    Attributes:
+        resource: the model's resource Id.
+        overrides: bounds that hold in place of the check's own.
+        check: as `functions.health` reads it.
+    """
+
+    resource: str
+    overrides: Mapping[str, Any]
+    check: bytes
+
+
+class Worker(Protocol):
+    """A worker process as the pool sees it. None of its methods blocks."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def send(self, n: int, request: Request) -> None: ...
+    def examine(self, examination: Examination, done: Callable[[AgentError | None], None]) -> None:
+        """Run a health check between requests; `done` gets what is wrong, once, also where the worker is lost."""
+
+    def stop(self) -> None:
+        """Finish what was sent, then end."""
+
+    def kill(self, reason: FunctionError) -> None:
+        """End it now; `Pool.on_lost` gets `reason`."""
+
+    def check(self, late: FunctionError) -> None:
+        """Ask whether it still lives, then kill it: for `late` where it does, for WORKER_HUNG where it does not."""
+
+
+class Observer(Protocol):
+    """Who watches a pool at work. Called on the way of requests: must be quick."""
+
+    def settled(self, error: AgentError | None, latency_s: float) -> None:
+        """A request was settled so long after a worker had been sent it."""
+
+    def lost(self, function: str, reason: AgentError) -> None:
+        """A worker is gone that nobody told to go."""
+
+
+class Clock(Protocol):
+    def now(self) -> float: ...
+    def later(self, delay_s: float, run: Callable[[], None]) -> Any: ...

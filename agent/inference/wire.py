@@ -1,0 +1,112 @@
+"""The agent's end of a worker's socket: frames gathered into one write, all that waits read at once.
+
+Runs on the event loop's thread and never blocks. What one turn of the loop sends leaves in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from functions import frames
+
+SOCKET_BYTES: Final = 4 * 1024 * 1024
+WRONG = (frames.FrameError, LookupError, TypeError, ValueError)
+
+
+class Wire:
+    """One connection to a worker.
+
+    Args:
+        on_frame: gets each frame's header and body; may raise what is in `WRONG` for one that makes no sense.
+        on_wrong: what came is no frame; nothing is read any more.
+        on_end: the worker has closed its end.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        on_frame: Callable[[list[Any], bytes], None],
+        on_wrong: Callable[[Exception], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._sock = sock
+        self._loop = loop
+        self._on_frame = on_frame
+        self._on_wrong = on_wrong
+        self._on_end = on_end
+        self._reader = frames.FrameReader()
+        self._out: list[memoryview] = []
+        self._flushing = False
+        self._blocked = False
+        loop.add_reader(sock, self._on_readable)
+
+    def write(self, buffers: list[frames.Buffer]) -> None:
+        """Has the buffers leave before the loop's next turn, as far as the socket takes them."""
+        self._out.extend(memoryview(b) for b in buffers if len(b))
+        if not self._flushing and not self._blocked:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        try:
+            while self._out:
+                sent = self._sock.sendmsg(self._out[: frames.IOV_MAX])
+                self._out = frames.rest_after(self._out, sent)
+        except (BlockingIOError, InterruptedError):
+            if not self._blocked:
+                self._blocked = True
+                self._loop.add_writer(self._sock, self._on_writable)
+        except OSError:
+            self._out.clear()  # it is gone; its exit tells why
+
+    def _on_writable(self) -> None:
+        self._loop.remove_writer(self._sock)
+        self._blocked = False
+        self._flush()
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(frames.READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._sock)
+            self._on_end()
+            return
+        try:
+            for header, body in self._reader.feed(data):
+                self._on_frame(header, body)
+        except WRONG as error:
+            self._loop.remove_reader(self._sock)
+            self._on_wrong(error)
+
+    def take_what_is_left(self) -> None:
+        """Answers that the worker wrote before it ended still count."""
+        with contextlib.suppress(OSError, *WRONG):
+            while data := self._sock.recv(frames.READ_BYTES):
+                for header, body in self._reader.feed(data):
+                    self._on_frame(header, body)
+
+    def close(self) -> None:
+        """Closes it, whatever was not sent yet."""
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """The agent's end, which does not block, and a worker's."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    for sock in (ours, theirs):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+    return ours, theirs
