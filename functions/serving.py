@@ -28,6 +28,7 @@ class Server:
 
     Attributes:
         max_batch: how many requests it takes at once.
+        calls: opens its requests and makes the frames that answer them.
         settles_late: whether it answers a request that takes too long, so that the agent need not end the worker.
     """
 
@@ -44,7 +45,7 @@ class Server:
         batches = code.batch_handler is not None and (config.max_size > 1 or code.handler is None)
         self.max_batch = config.max_size if batches else 1
         self._batches = batches
-        self._calls = Calls(config)
+        self.calls = Calls(config)
         self._waiting: deque[frames.Frame] = deque()
         self._view = memoryview(bytearray(frames.READ_BYTES))
         self._out: list[frames.Buffer] = []
@@ -72,13 +73,17 @@ class Server:
                     return
             elif self._waiting[0][0][0] != frames.REQUEST:
                 self.flush()
-                if self._waiting[0][0][0] == frames.STOP:
+                header, body = self._waiting.popleft()
+                if header[0] == frames.STOP:
                     return
-                self._examine(*self._waiting.popleft())
+                self._examine(header, body)
             else:
                 began = time.monotonic()
                 step()
                 self._pace(began)
+
+    def close(self) -> None:
+        """Ends what `serve` leaves behind."""
 
     def _pace(self, began: float) -> None:
         """Writes what is held when it is held long enough, or when what comes next may take long."""
@@ -147,19 +152,19 @@ class Server:
 
     def _opened(self, frame: frames.Frame) -> Call | None:
         """The request with its event decoded; None where that failed and is answered."""
-        call = self._calls.received(frame)
+        call = self.calls.received(frame)
         try:
-            self._calls.decode(call, frame[1])
+            self.calls.decode(call, frame[1])
         except BaseException as error:
             self._fail(call, error)
             return None
         return call
 
     def _answer(self, call: Call, result: Any) -> None:
-        self._send(self._calls.answer(call, result))
+        self._send(self.calls.answer(call, result))
 
     def _fail(self, call: Call, error: BaseException) -> None:
-        self._send(self._calls.failure(call, error))
+        self._send(self.calls.failure(call, error))
 
     # -- several at once --------------------------------------------------------------------------------------------
 

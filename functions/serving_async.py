@@ -34,6 +34,9 @@ class AsyncServer(Server):
         assert code.handler is not None
         self._handler: Callable[..., Any] = code.handler
         self.max_batch = config.concurrency
+        self._loop = asyncio.new_event_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._listening = False
         self._under_way: dict[asyncio.Task[None], Call] = {}
         self._stopping = False
         self._flush_due = False
@@ -45,16 +48,23 @@ class AsyncServer(Server):
             OSError: the other end is gone.
         """
         self._waiting.extend(received)
-        asyncio.run(self._serve())
+        self._stopping = False
+        self._loop.run_until_complete(self._serve())
 
     async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._ended = self._loop.create_future()
         self._advance()
         if not self._stopping:
+            self._listening = True
             self._loop.add_reader(self._sock, self._on_readable)
         await self._ended
         self.flush()
+
+    def close(self) -> None:
+        """Cancels what a function has left running on the loop, and closes it."""
+        self._loop.run_until_complete(_cancel_all())
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
 
     def _on_readable(self) -> None:
         try:
@@ -75,8 +85,9 @@ class AsyncServer(Server):
         while waiting and not self._stopping:
             kind = waiting[0][0][0]
             if kind == frames.STOP:
+                waiting.popleft()
                 self._stopping = True
-                self._loop.remove_reader(self._sock)
+                self._stop_listening()
             elif kind != frames.REQUEST:
                 self._examine(*waiting.popleft())
             elif len(self._under_way) < self.max_batch:
@@ -86,8 +97,13 @@ class AsyncServer(Server):
         if self._stopping and not self._under_way:
             self._end()
 
+    def _stop_listening(self) -> None:
+        if self._listening:
+            self._listening = False
+            self._loop.remove_reader(self._sock)
+
     def _end(self, error: OSError | None = None) -> None:
-        self._loop.remove_reader(self._sock)
+        self._stop_listening()
         if not self._ended.done():
             self._ended.set_result(None) if error is None else self._ended.set_exception(error)
 
@@ -141,3 +157,10 @@ class AsyncServer(Server):
             self.flush()
         except OSError as error:
             self._end(error)
+
+
+async def _cancel_all() -> None:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)

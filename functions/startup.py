@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from functions import config, frames, loading, mounts
@@ -31,7 +32,7 @@ def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
     seen = mounts.enter(first[0][0][1].get("mounts"))  # ahead of any other thread, which would keep the old view
     pulse = Pulse(pulse_sock)
     try:
-        server, facts = _prepared(sock, reader, config.read(first[0][0][1]))
+        server, facts = prepared(sock, reader, config.read(first[0][0][1]))
     except StartError as error:
         frames.send_all(sock, frames.pack([frames.FAILED, error.code, error.message]))
         _end(1)
@@ -42,6 +43,7 @@ def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
     try:
         frames.send_all(sock, frames.pack([frames.READY, {**facts, **seen._asdict()}]))
         server.serve(first[1:])
+        server.close()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the agent is gone
     _end(0)
@@ -54,16 +56,24 @@ def _first_frames(sock: socket.socket, reader: frames.FrameReader) -> list[frame
     return []
 
 
-def _prepared(
-    sock: socket.socket, reader: frames.FrameReader, settings: config.Config
+def prepared(
+    sock: socket.socket, reader: frames.FrameReader, settings: config.Config, given: Mapping[str, Model] | None = None
 ) -> tuple[Server, dict[str, Any]]:
+    """A server whose code is imported and whose models are loaded and have run once, and what READY tells of it.
+
+    Args:
+        given: models that are loaded already, by their resource Ids.
+
+    Raises:
+        StartError: why it can never serve.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # what a function prints is seen at once
     stay_home()  # ahead of the function's code, which may import dlr itself
     times = [time.monotonic()]
     code = loading.load(settings.function, settings.code, settings.handler) if settings.code else None
     times.append(time.monotonic())
-    models = _models(settings)
+    models = {**_models(settings), **(given or {})}
     times.append(time.monotonic())
     _warm_up(models)
     times.append(time.monotonic())
@@ -114,8 +124,9 @@ def _endpoint(settings: config.Config, models: dict[str, Model]) -> loading.Code
         )
     from functions.endpoint import Endpoint
 
-    resource = settings.models[0]
-    endpoint = Endpoint(resource.id, resource.version, models[resource.id])
+    [resource] = models
+    version = next((model.version for model in settings.models if model.id == resource), "")
+    endpoint = Endpoint(resource, version, models[resource])
     return loading.Code(endpoint.handle, endpoint.handle_batch if endpoint.can_batch else None)
 
 
