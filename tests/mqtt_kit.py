@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -23,10 +24,16 @@ DEADLINE_S = 20.0
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on 127.0.0.1 that nobody listens on now.
+
+    Below the range that the kernel takes the ports of outgoing connections from (32768 and up): one of those could take
+    it before the server that it is for has started, most of all where tests run side by side.
+    """
+    while True:
+        port = 15000 + secrets.randbelow(17000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], object], what: str = "the condition", deadline_s: float = DEADLINE_S) -> None:

@@ -106,19 +106,22 @@ def test_the_way_back_needs_no_new_worker_and_loses_nothing(tmp_path: Path) -> N
         await activation.promote(first)
         before = dispatcher.pools["sleepy"]
         pids = before.pids()
-        old = bench.ask("sleepy", {"seconds": 0.3})
+        gate = tmp_path / "gate"
+        old = bench.ask("sleepy", {"until": str(gate)})
         waits = bench.ask("sleepy", {"seconds": 0})  # with no worker yet: the new ones take it
         await activation.warm(second)
         await activation.promote(second)
         assert activation.in_use() == {1, 2}
         assert isinstance(answer := await waits, Answer)
         assert answer.origin.deployment == "d2"
+        assert not old.done()
         new = [bench.ask("sleepy", {"seconds": 0.1}) for _ in range(3)]
         await activation.warm(first)
         await activation.promote(first)
         await activation.discard(second)
         assert dispatcher.pools["sleepy"] is before
         assert before.pids() == pids
+        gate.touch()
         outcomes = await asyncio.gather(old, *new)
         assert all(isinstance(outcome, Answer) for outcome in outcomes), outcomes
         await bench.until(lambda: activation.in_use() == {1})
