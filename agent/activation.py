@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import trial
-from agent.deployment import overlays
+from agent.deployment import overlays, secrets
 from agent.deployment.definition import Function, Probation
 from agent.deployment.owners import check_local, groups_of, withheld_from
 from agent.deployment.store import Group
@@ -60,6 +60,7 @@ class _Generation:
 
     group: Group
     number: int
+    secrets: secrets.Opened = field(repr=False)
     pools: list[Pool] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # what its workers could not make of their view
 
@@ -108,7 +109,7 @@ class Activation:
         if group.number in self._warm:
             return
         await in_thread(overlays.prepare, self._settings.state, group)
-        pools = self._open(group).pools
+        pools = self._open(group, await in_thread(secrets.open_all, self._settings.state, group)).pools
         while True:
             self._news.clear()
             for pool in pools:
@@ -132,8 +133,7 @@ class Activation:
         """Routes to the group's workers, warm or not yet; those of before are kept. Returns when the brokers know."""
         fresh = self._warm.pop(group.number, None)
         if fresh is None:
-            await self._prepare_if_it_can(group)
-            fresh = self._open(group)
+            fresh = self._open(group, await self._prepare_if_it_can(group))
             del self._warm[group.number]
         before = self._routed_to
         self._dispatcher.promote(fresh.pools)
@@ -227,16 +227,21 @@ class Activation:
         """What the exchange needs to know of the group's functions."""
         return {function.id: _traits(function) for function in group.deployment.functions}
 
-    async def _prepare_if_it_can(self, group: Group) -> None:
-        """At a start there is no other group to keep: a function without its copy fails, and the rest runs."""
+    async def _prepare_if_it_can(self, group: Group) -> secrets.Opened:
+        """At a start there is no other group to keep: a function without what it needs fails, and the rest runs."""
         try:
             await in_thread(overlays.prepare, self._settings.state, group)
         except (AgentError, OSError) as error:
             log.error("the functions' own copies of models cannot be made: %s", error)
+        try:
+            return await in_thread(secrets.open_all, self._settings.state, group)
+        except AgentError as error:
+            log.error("the functions' secrets cannot be opened: %s", error)
+            return secrets.Opened({}, error)
 
-    def _open(self, group: Group) -> _Generation:
+    def _open(self, group: Group, opened_secrets: secrets.Opened) -> _Generation:
         self._generations += 1
-        opened = _Generation(group, self._generations)
+        opened = _Generation(group, self._generations, opened_secrets)
         opened.pools.extend(self._pool(function, opened) for function in group.deployment.functions)
         self._warm[group.number] = opened
         for pool in opened.pools:
@@ -270,6 +275,7 @@ class Activation:
         state, view = self._settings.state, self._view(function.id, generation)
         interpreter = self._interpreter(function)  # what can fail comes before the view, which is laid once
         groups = groups_of(function, generation.group.deployment)
+        told_secrets = generation.secrets.of(function)
         models = views.models_of(function, generation.group, state)
         check_local(function, generation.group.deployment, self._settings.policy.local)
         _note_view(function.id, generation, "", withheld_from(function, generation.group.deployment))
@@ -283,6 +289,7 @@ class Activation:
             config={
                 **self._config(function, generation.group, origin),
                 "models": [_model(model, generation.group) for model in models],
+                "secrets": told_secrets,
                 "mounts": views.mounts(state, home, seen),
             },
             path=self._path,

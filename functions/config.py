@@ -41,6 +41,7 @@ class Config(NamedTuple):
         concurrency: how many requests an async handler has under way at once.
         timeout_s: for one request in an async handler; None: for ever. A worker cannot stop any other handler: the
             agent stops the worker.
+        secrets: ``{id, arn, versions}`` each.
     """
 
     function: str
@@ -57,6 +58,7 @@ class Config(NamedTuple):
     state_dir: str
     concurrency: int
     timeout_s: float | None
+    secrets: tuple[Mapping[str, Any], ...] = ()
 
 
 def read(frame: Mapping[str, Any]) -> Config:
@@ -80,4 +82,5 @@ def read(frame: Mapping[str, Any]) -> Config:
         state_dir=frame.get("state_dir") or os.getcwd(),
         concurrency=max(1, frame.get("concurrency") or CONCURRENCY),
         timeout_s=frame.get("timeout_s"),
+        secrets=tuple(frame.get("secrets") or ()),
     )

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from functions.errors import RequestError
+from functions.secrets import CURRENT, Secret, Secrets, UnknownSecretError
 
 if TYPE_CHECKING:
     from logging import LoggerAdapter
@@ -37,8 +38,10 @@ __all__ = [
     "Model",
     "RequestError",
     "Result",
+    "Secret",
     "TensorSpec",
     "UnknownModelError",
+    "UnknownSecretError",
 ]
 
 MAX_REASON: Final = 64  # characters of a sample's reason
@@ -102,6 +105,7 @@ class Context:
         deployment: the deployment's id; empty outside one.
         published: what `publish` was given so far.
         kept: what `capture` was given so far.
+        secrets: all of the function's secrets; see `secret`.
     """
 
     __slots__ = (
@@ -113,6 +117,7 @@ class Context:
         "models",
         "published",
         "request",
+        "secrets",
         "topic",
     )
 
@@ -125,7 +130,9 @@ class Context:
         deployment: str = "",
         content_type: str = "application/json",
         state_dir: str = "",
+        secrets: Secrets | None = None,
     ) -> None:
+        self.secrets = secrets
         self.function = function
         self.request = request
         self.topic = topic
@@ -156,6 +163,14 @@ class Context:
             f"function {self.function} has no access to {wanted}; its models: {known}. Name the resource in its "
             "ResourceAccessPolicies."
         )
+
+    def secret(self, name_or_arn: str, stage: str = CURRENT) -> Secret:
+        """The function's secret of that ARN, name or resource Id: the version with that staging label.
+
+        Raises:
+            UnknownSecretError: the function has no such secret, or not that version of it.
+        """
+        return (self.secrets or Secrets()).get(name_or_arn, stage)
 
     def publish(self, topic: str, payload: Any, content_type: str | None = None) -> None:
         """Publishes `payload` on `topic` as well, once the handler has returned; nothing where it raises.

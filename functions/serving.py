@@ -16,6 +16,7 @@ from functions.config import Config
 from functions.errors import RequestError
 from functions.loading import Code
 from functions.sdk import Context
+from functions.secrets import Secrets
 
 if TYPE_CHECKING:
     from functions.runtimes.base import Model
@@ -46,6 +47,7 @@ class Server:
         self.max_batch = config.max_size if batches else 1
         self._batches = batches
         self.calls = Calls(config)
+        self._secrets = Secrets(config.secrets)
         self._waiting: deque[frames.Frame] = deque()
         self._view = memoryview(bytearray(frames.READ_BYTES))
         self._out: list[frames.Buffer] = []
@@ -146,7 +148,14 @@ class Server:
     def _context(self, call: Call) -> Context:
         config = self._config
         call.context = Context(
-            config.function, call.request, call.topic, self._models, config.deployment, call.kind, config.state_dir
+            config.function,
+            call.request,
+            call.topic,
+            self._models,
+            config.deployment,
+            call.kind,
+            config.state_dir,
+            self._secrets,
         )
         return call.context
 

@@ -286,7 +286,6 @@ def test_all_problems_are_said_at_once() -> None:
 
 UNSUPPORTED = [
     (at("Resources.0.Marram.Runtime", "litert"), "litert"),
-    (at("Resources.0.ResourceDataContainer", {"SecretsManagerSecretResourceData": {"ARN": "x"}}), "SecretsManager"),
     (at("Functions.0.Marram.Capture", {"Strategy": "margin", "Threshold": 0.1}), "margin"),
     (at(f"{F}.Environment.Execution", {"IsolationMode": "GreengrassContainer"}), "IsolationMode"),
     (at(f"{F}.Environment.Execution", {"RunAs": {"Uid": 0, "Gid": 0}}), "RunAs"),
@@ -296,8 +295,6 @@ UNSUPPORTED = [
 @pytest.mark.parametrize(("change", "words"), UNSUPPORTED, ids=[words for _, words in UNSUPPORTED])
 def test_what_is_not_built_yet_is_refused_by_name(change: Callable[[dict[str, Any]], None], words: str) -> None:
     values = changed(change)
-    if "ResourceDataContainer" in json.dumps(values) and words in ("SecretsManager",):
-        values["Functions"], values["Subscriptions"] = [], []
     error = refused(values)
     assert error.code == "NOT_SUPPORTED"
     assert words in error.message

@@ -32,6 +32,7 @@ PURE = (
     "agent.deployment.machine",
     "agent.deployment.quarantine",
     "agent.deployment.resources",
+    "agent.deployment.secret_resources",
     "agent.deployment.subscriptions",
     "agent.deployment.troubles",
     "agent.mqtt.codec",
@@ -58,6 +59,7 @@ OWNERS = {
     "sqlite3": ("agent.cloud.spool_file", "agent.cloud.spool_thread"),
     "tenacity": ("agent.mqtt", "agent.deployment.download"),
     "yaml": ("agent.settings.file", "agent.commands", DEMO),
+    "cryptography": ("agent.keys", "agent.deployment.vault"),
     "dlr": ("functions.runtimes.dlr", "functions.runtimes.calling_home"),
     "onnxruntime": ("functions.runtimes.onnx",),
     "onnx": (DEMO,),
@@ -67,7 +69,7 @@ OWNERS = {
 }
 # What the agent's process must not hold: the memory of an idle device. The first are some 100 MB together.
 TOO_HEAVY = ("boto3", "botocore", "numpy", "onnxruntime", "dlr", "amqtt", "moto", "rich", "yaml", "urllib3", "requests",
-             "multiprocessing", "unittest", "agent.demo", "agent.deployment.sources.s3",
+             "multiprocessing", "unittest", "cryptography", "agent.demo", "agent.deployment.sources.s3",
              "functions.runtimes", "functions.worker")  # fmt: skip
 
 

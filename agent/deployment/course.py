@@ -134,13 +134,14 @@ class Course:
         await probe_interpreters(deployment, self._settings)
         folders = await in_thread(folders_of, deployment, self._settings.functions)
         known = await in_thread(self._store.known)
-        installed = await self._install(self._job(deployment, folders, known))
+        sealed = await in_thread(self._store.sealed) if deployment.secrets else {}
+        installed = await self._install(self._job(deployment, folders, known, sealed))
         self._refuse_quarantined(deployment, (*installed.objects.values(), *installed.code.values()))
         journal = self._ledger.journal
         journal.last_group = max(journal.last_group, *self._store.numbers(), 0) + 1
         group = await in_thread(
             self._store.write_group,
-            journal.last_group, deployment, body, installed.objects, installed.code, installed.known,
+            journal.last_group, deployment, body, installed.objects, installed.code, installed.known, installed.secrets,
         )  # fmt: skip
         self._ledger.view.versions = group.versions
         return Outcome(Event.FETCHED, {"group": group.number})
@@ -149,9 +150,15 @@ class Course:
         if not deployment.retry_quarantined:
             quarantine.refuse(self._ledger.journal.quarantine, (f"sha256:{hex}" for hex in digests))
 
-    def _job(self, deployment: Deployment, folders: Mapping[str, Path], known: Mapping[str, Known]) -> dict[str, Any]:
+    def _job(
+        self,
+        deployment: Deployment,
+        folders: Mapping[str, Path],
+        known: Mapping[str, Known],
+        sealed: Mapping[str, Path],
+    ) -> dict[str, Any]:
         limits, allowed = self._limits, self._settings.policy.sources
-        return job_of(deployment, folders, known, allowed, limits.fetch, limits.caps)
+        return job_of(deployment, folders, known, allowed, limits.fetch, limits.caps, sealed)
 
     async def _install(self, job: dict[str, Any]) -> Installed:
         while True:

@@ -19,6 +19,7 @@ TYPES: Final = (NEW, REDEPLOYMENT, RESET, FORCE_RESET)
 ENDPOINT_ARN: Final = "marram:model"
 DEVICE: Final = "device"
 VOLUME: Final = "volume"
+CURRENT: Final = "AWSCURRENT"  # the staging label of a secret's version in use
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,21 @@ class LocalResource:
 
 
 @dataclass(frozen=True, slots=True)
+class SecretResource:
+    """A secret in AWS Secrets Manager.
+
+    Attributes:
+        arn: what is fetched, in its own region; what the policy's patterns are matched with.
+        labels: staging labels whose versions are wanted beside `CURRENT`.
+    """
+
+    id: str
+    name: str
+    arn: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AccessPolicy:
     """That a function may use a resource; `permission` None inherits the owner's."""
 
@@ -177,6 +193,7 @@ class Function:
         memory_kb: resident memory, KiB; None: unlimited.
         policies: its models in the document's order; the first is the one that results name.
         local: its devices and volumes.
+        secrets: the resource Ids of its secrets.
         isolation: ``NoContainer``, or None where the document leaves it open.
         interpreter: the name of one of the policy's interpreters; None: the agent's own.
         meta: whether results that are JSON objects carry ``meta``.
@@ -203,6 +220,7 @@ class Function:
     code: Source | None = None
     code_digest: str | None = None
     local: tuple[AccessPolicy, ...] = ()
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +266,7 @@ class Deployment:
     signed_by: str | None = None
     retry_quarantined: bool = False
     local: tuple[LocalResource, ...] = ()
+    secrets: tuple[SecretResource, ...] = ()
 
     def local_resource(self, id: str) -> LocalResource:
         """The device or volume with that Id.

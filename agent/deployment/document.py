@@ -32,6 +32,7 @@ from agent.deployment.definition import (
     Resource,
     S3Source,
     SageMakerSource,
+    SecretResource,
     Source,
 )
 from agent.deployment.encoded import REMEDY, bad, decode
@@ -96,6 +97,7 @@ def parse(
             problems.warn("", "the document is signed, but this core has no policy.trusted_keys: nobody checked it")
     _check_policy(deployment, policy, problems)
     _check_local(deployment.local, policy, problems)
+    _check_secrets(deployment.secrets, policy, problems)
     _check_code(deployment.functions, policy, signed_by, problems)
     _raise_if_any(problems)
     return replace(deployment, warnings=tuple(problems.warnings), signed_by=signed_by)
@@ -149,6 +151,7 @@ def _deployment(
     found = read_resources(document)
     resources = tuple(each for each in found if isinstance(each, Resource))
     local = tuple(each for each in found if isinstance(each, LocalResource))
+    secrets = tuple(each for each in found if isinstance(each, SecretResource))
     functions = read_functions(document, {each.id: each for each in found}, interpreters)
     subscriptions = read_subscriptions(document, {f.id: f for f in functions})
     _refuse_definitions(document)
@@ -168,6 +171,7 @@ def _deployment(
         probation,
         retry_quarantined=retry_quarantined,
         local=local,
+        secrets=secrets,
     )
 
 
@@ -294,6 +298,14 @@ def _check_local(resources: tuple[LocalResource, ...], policy: Policy, problems:
             line = f'local: ["{resource.source}"]'
             text = f"its source {resource.source} is not allowed here; add to policy in topics.yaml: {line}"
             problems.note(FORBIDDEN, f"the resource {resource.id}", text)
+
+
+def _check_secrets(secrets: tuple[SecretResource, ...], policy: Policy, problems: Problems) -> None:
+    for secret in secrets:
+        if not any(allows(pattern, secret.arn) for pattern in policy.sources):
+            line = f'sources: ["{secret.arn}"]'
+            text = f"the secret {secret.arn} is not allowed here; add to policy in topics.yaml: {line}"
+            problems.note(FORBIDDEN, f"the resource {secret.id}", text)
 
 
 def _check_code(functions: tuple[Function, ...], policy: Policy, signed_by: str | None, problems: Problems) -> None:

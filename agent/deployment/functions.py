@@ -7,9 +7,18 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from agent.deployment.definition import ENDPOINT_ARN, AccessPolicy, Batch, Capture, Function, LocalResource, Resource
+from agent.deployment.definition import (
+    ENDPOINT_ARN,
+    AccessPolicy,
+    Batch,
+    Capture,
+    Function,
+    LocalResource,
+    Resource,
+    SecretResource,
+)
 from agent.deployment.fields import FORBIDDEN, UNSUPPORTED, Fields, nearest, shown
-from agent.deployment.resources import ID, ID_WORDS, read_code
+from agent.deployment.resources import ID, ID_WORDS, AnyResource, read_code
 
 MAX_FUNCTIONS: Final = 200  # V1: functions a group
 MAX_POLICIES: Final = 20  # V1: resources a function
@@ -23,7 +32,7 @@ LAMBDA_ARN: Final = re.compile(
 # What V1's core ran as functions of its own: GGIPDetector, GGCloudSpooler, ..
 SYSTEM_ARN: Final = re.compile(r"arn:aws[a-z-]*:lambda:::function:GG[A-Za-z0-9_-]*(:[A-Za-z0-9$_-]{1,128})?")
 STRATEGIES_TO_COME: Final = ("least_confidence", "margin", "entropy")
-Known = Mapping[str, Resource | LocalResource]
+Known = Mapping[str, AnyResource]
 RESERVED_VARIABLE: Final = re.compile(r"AWS_GG_.*|MARRAM_.*|LD_PRELOAD|LD_AUDIT|PYTHON[A-Z]*")
 
 
@@ -152,7 +161,9 @@ def _environment(fields: Fields, resources: Known, default_isolation: str | None
     }
     found = _policies(fields, resources, isolation)
     values["local"] = tuple(each for each in found if isinstance(resources.get(each.resource), LocalResource))
-    values["policies"] = tuple(each for each in found if each not in values["local"])
+    secrets = [each for each in found if isinstance(resources.get(each.resource), SecretResource)]
+    values["secrets"] = tuple(each.resource for each in secrets)
+    values["policies"] = tuple(each for each in found if each not in values["local"] and each not in secrets)
     fields.done()
     return values
 
@@ -227,7 +238,9 @@ def _policy(fields: Fields, resources: Known, isolation: str | None) -> AccessPo
     if resource is None:
         fields.bad("ResourceId", f"no (readable) resource has the Id {id}{nearest(id, list(resources))}")
         return AccessPolicy(id, permission)
-    if isinstance(resource, LocalResource):
+    if isinstance(resource, SecretResource) and permission == "rw":
+        fields.bad("Permission", f"rw: a secret ({id}) can only be read; leave it out, or say ro")
+    if not isinstance(resource, Resource):
         return AccessPolicy(id, permission)
     if isolation == "NoContainer":
         if resource.owner is None:
@@ -239,9 +252,10 @@ def _policy(fields: Fields, resources: Known, isolation: str | None) -> AccessPo
     return AccessPolicy(id, permission)
 
 
-def _check_destinations(environment: Fields, resources: list[Resource | LocalResource]) -> None:
+def _check_destinations(environment: Fields, resources: list[AnyResource]) -> None:
     """V1 refuses equal and nested destinations on one function; here they could not be laid out as links."""
-    paths = sorted((r.destination + "/", r.id) for r in resources if r.destination)
+    placed = [each for each in resources if not isinstance(each, SecretResource)]
+    paths = sorted((r.destination + "/", r.id) for r in placed if r.destination)
     for (outer, a), (inner, b) in itertools.pairwise(paths):
         if inner.startswith(outer):
             text = f"the DestinationPaths of {a} and {b} are equal or one lies within the other"

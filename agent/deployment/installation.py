@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,11 +40,12 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What the installer brought: objects by resource Id and function Id, and what its sources' ETags were."""
+    """What the installer brought: objects by resource Id and function Id, its sources' ETags, secrets sealed by Id."""
 
     objects: Mapping[str, str]
     code: Mapping[str, str]
     known: Mapping[str, Known]
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def job_of(
@@ -54,6 +55,7 @@ def job_of(
     allowed: Iterable[str],
     limits: FetchLimits,
     caps: Caps,
+    sealed: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """The installer's job for a deployment, without what `install` adds.
 
@@ -61,7 +63,9 @@ def job_of(
         folders: the folder of each function that has one, by function Id.
         known: by source, which object it gave last.
         allowed: the policy's patterns of sources.
+        sealed: by ARN, where the newest seal of a secret is.
     """
+    older = {arn: str(file) for arn, file in (sealed or {}).items()}
     wanted = [(each.id, "resource", each.source, each.digest) for each in deployment.resources]
     wanted += [(each.id, "code", each.code, each.code_digest) for each in deployment.functions if each.code is not None]
     return {
@@ -70,6 +74,10 @@ def job_of(
             for id, role, source, digest in wanted
         ],
         "folders": [{"id": id, "path": str(path)} for id, path in folders.items()],
+        "secrets": [
+            {"id": each.id, "arn": each.arn, "labels": list(each.labels), "known": older.get(each.arn)}
+            for each in deployment.secrets
+        ],
         "allowed": list(allowed),
         "limits": asdict(limits),
         "caps": asdict(caps),
@@ -171,6 +179,7 @@ def _outcome(events: Iterable[dict[str, Any]]) -> Installed:
     objects: dict[str, str] = {}
     code: dict[str, str] = {}
     known: dict[str, Known] = {}
+    secrets: dict[str, bytes] = {}
     for event in events:
         if event["event"] == "object":
             (objects if event["role"] == "resource" else code)[event["id"]] = event["hex"]
@@ -178,4 +187,6 @@ def _outcome(events: Iterable[dict[str, Any]]) -> Installed:
                 known[event["source"]] = Known(event["etag"], event["hex"])
         elif event["event"] == "code":
             code[event["id"]] = event["hex"]
-    return Installed(objects, code, known)
+        elif event["event"] == "secret":
+            secrets[event["id"]] = base64.b64decode(event["sealed"])
+    return Installed(objects, code, known, secrets)

@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +47,7 @@ class Job:
         archives: ``{id, role, kind, source, url, digest, known: [etag, hex] or null}`` each; role resource or code,
             kind s3, sagemaker, https or file.
         folders: ``{id, path}`` of each function with a folder.
+        secrets: ``{id, arn, labels, known}`` each; known is the file of an older seal, or null.
         document: ``{kind, source, url}``: nothing is installed, the document there is what is wanted.
         allowed: the policy's patterns of sources; asked where a source leads elsewhere.
     """
@@ -59,6 +60,7 @@ class Job:
     limits: FetchLimits
     caps: Caps
     document: dict[str, Any] | None = None
+    secrets: Sequence[dict[str, Any]] = ()
 
     @classmethod
     def read(cls, text: str) -> Job:
@@ -66,7 +68,7 @@ class Job:
         values = json.loads(text)
         return cls(
             Path(values["state"]), values["parent"], values["archives"], values["folders"], values["allowed"],
-            FetchLimits(**values["limits"]), Caps(**values["caps"]), values.get("document"),
+            FetchLimits(**values["limits"]), Caps(**values["caps"]), values.get("document"), values.get("secrets", ()),
         )  # fmt: skip
 
 
@@ -138,8 +140,10 @@ class Installer:
         self._installed: dict[str, tuple[str, str | None]] = {}  # by source: one deployment has one version of it
 
     def run(self) -> None:
-        """Installs every archive, then every folder."""
+        """Installs every secret, then every archive, then every folder."""
         self._objects.clean()
+        for secret in self._job.secrets:
+            self._seal(secret)
         for wanted in self._job.archives:
             hex, etag, unchanged = self._install(wanted)
             self._installed[wanted["source"]] = hex, etag
@@ -149,6 +153,14 @@ class Installer:
             ref = self._objects.add_folder(Path(folder["path"]))
             self._emit({"event": "code", "id": folder["id"], "hex": ref.hex})
         self._phase("staged", None)
+
+    def _seal(self, wanted: dict[str, Any]) -> None:
+        from agent.deployment.secret_install import install_secret  # boto3 and cryptography: only where there are any
+
+        self._phase("fetching", wanted["id"])
+        sealed, fetched = install_secret(self._job.state, wanted)
+        text = base64.b64encode(sealed).decode()
+        self._emit({"event": "secret", "id": wanted["id"], "sealed": text, "fetched": fetched})
 
     def _install(self, wanted: dict[str, Any]) -> tuple[str, str | None, bool]:
         """The object's name, its ETag, and whether it was there already."""

@@ -18,11 +18,13 @@ from agent.deployment.definition import (
     Resource,
     S3Source,
     SageMakerSource,
+    SecretResource,
     Source,
 )
 from agent.deployment.fields import UNSUPPORTED, Fields, nearest, shown
 from agent.deployment.health import read_health
 from agent.deployment.local_resources import GROUP, KINDS, read_local
+from agent.deployment.secret_resources import SECRET, read_secret
 
 ID: Final = r"[A-Za-z0-9:_-]{1,128}"
 ID_WORDS: Final = "1 to 128 of the characters A-Z a-z 0-9 : _ -"
@@ -43,12 +45,13 @@ SAGEMAKER: Final = "SageMakerMachineLearningModelResourceData"
 HTTPS: Final = "HttpsMachineLearningModelResourceData"
 FILE: Final = "FileMachineLearningModelResourceData"
 MODELS: Final = (S3, HTTPS, FILE, SAGEMAKER)
-NOT_BUILT: Final = ("SecretsManagerSecretResourceData",)
+MEMBERS: Final = (*MODELS, *KINDS, SECRET)
+AnyResource = Resource | LocalResource | SecretResource
 
 
-def read_resources(document: Fields) -> tuple[Resource | LocalResource, ...]:
+def read_resources(document: Fields) -> tuple[AnyResource, ...]:
     """All resources of the document whose Ids could be read."""
-    resources: dict[str, Resource | LocalResource] = {}
+    resources: dict[str, AnyResource] = {}
     names: set[str] = set()
     for value, where in document.items("Resources", MAX_RESOURCES):
         resource = _resource(Fields(value, where, document.problems))
@@ -63,7 +66,7 @@ def read_resources(document: Fields) -> tuple[Resource | LocalResource, ...]:
     return tuple(resources.values())
 
 
-def _resource(fields: Fields) -> Resource | LocalResource | None:
+def _resource(fields: Fields) -> AnyResource | None:
     id = fields.text("Id", required=True, pattern=ID, what=ID_WORDS)
     name = fields.text("Name", required=True, pattern=ID, what=ID_WORDS)
     data = _data(fields)
@@ -72,10 +75,11 @@ def _resource(fields: Fields) -> Resource | LocalResource | None:
     fields.done()
     if id is None or data is None:
         return None
-    if data.where.rpartition(".")[2] in KINDS:
+    member = data.where.rpartition(".")[2]
+    if member not in MODELS:
         if extra is not None:
             fields.bad("Marram", "is for models only")
-        return read_local(id, name or id, data)
+        return read_secret(id, name or id, data) if member == SECRET else read_local(id, name or id, data)
     source = _source(data)
     destination = _destination(data)
     owner = _owner(data)
@@ -91,12 +95,9 @@ def _data(fields: Fields) -> Fields | None:
     if container is None:
         fields.bad("ResourceDataContainer", "is missing")
         return None
-    members = [m for m in (*MODELS, *KINDS, *NOT_BUILT) if container.has(m)]
-    found = {m: container.fields(m) for m in (*MODELS, *KINDS) if container.has(m)}
-    for member in NOT_BUILT:
-        if container.take(member) is not None:
-            container.bad(member, "is not supported yet; models, devices and volumes are", UNSUPPORTED)
-    for member in (*MODELS, *KINDS):
+    members = [m for m in MEMBERS if container.has(m)]
+    found = {m: container.fields(m) for m in members}
+    for member in MEMBERS:
         container.take(member)
     container.done()
     if len(members) != 1:

@@ -3,6 +3,7 @@
     objects/<hex>/{tree/, manifest.json}       see `objects`
     groups/<n>/{document, group.json}          the exact bytes that were deployed, and which object is what
     groups/<n>/{resources,functions}/<Id>      links to objects
+    groups/<n>/secrets/<Id>                    secrets as they were then, sealed, see `vault`
     current -> groups/<n>                      the whole truth: swap, rollback and recovery are one rename of it
     run/                                       the workers' own directories; made here, filled elsewhere
     staging/                                   what is being fetched and unpacked
@@ -16,20 +17,29 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from agent.deployment import durable
 from agent.deployment.document import Deployment, read_accepted
 from agent.deployment.journal import JournalFile
-from agent.deployment.objects import ObjectRef, Objects
+from agent.deployment.objects import ObjectRef, Objects, file_digest
 from agent.errors import AgentError, IntegrityError
 from agent.settings import Retention
 
 __all__ = ["Group", "Known", "ObjectRef", "Store"]
 
 FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A secret on disk: its ARN, its file, and the SHA-256 of that (hex)."""
+
+    arn: str
+    file: Path
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +51,7 @@ class Group:
         objects: its models' objects by resource Id.
         code: its functions' folders as objects by function Id; a model endpoint has none.
         previous: the number of the group that was current when this one was written.
+        secrets: by resource Id.
     """
 
     number: int
@@ -48,6 +59,7 @@ class Group:
     objects: Mapping[str, ObjectRef]
     code: Mapping[str, ObjectRef]
     previous: int | None = None
+    secrets: Mapping[str, Sealed] = field(default_factory=dict)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -61,6 +73,19 @@ class Known:
 
     etag: str
     hex: str
+
+
+def _write_secrets(directory: Path, deployment: Deployment, sealed: Mapping[str, bytes]) -> dict[str, list[str]]:
+    """Writes a group's sealed secrets, for the agent's user alone; returns [ARN, SHA-256] of each."""
+    written: dict[str, list[str]] = {}
+    if sealed:
+        directory.mkdir(mode=0o700)
+    for secret in deployment.secrets:
+        file = directory / secret.id
+        file.touch(0o600)
+        file.write_bytes(sealed[secret.id])
+        written[secret.id] = [secret.arn, file_digest(file)]
+    return written
 
 
 def empty_group() -> Group:
@@ -133,17 +158,25 @@ class Store:
             )
             objects = {id: self.objects.ref(hex) for id, hex in values["resources"].items()}
             code = {id: self.objects.ref(hex) for id, hex in values["functions"].items()}
-            return Group(number, deployment, objects, code, values["previous"])
+            secrets = {
+                id: Sealed(arn, directory / "secrets" / id, sha256)
+                for id, (arn, sha256) in values.get("secrets", {}).items()
+            }
+            return Group(number, deployment, objects, code, values["previous"], secrets)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, AgentError) as error:
             text = f"the group {number} cannot be read: {error}"
             raise IntegrityError("GROUP_DAMAGED", text, "Deploy it again.") from error
 
     def verify(self, group: Group) -> None:
-        """Reads every file of a group's objects.
+        """Reads every file of a group's objects, and its secrets as they are sealed.
 
         Raises:
-            IntegrityError: OBJECT_DAMAGED.
+            IntegrityError: OBJECT_DAMAGED, GROUP_DAMAGED.
         """
+        for id, sealed in group.secrets.items():
+            if not sealed.file.is_file() or file_digest(sealed.file) != sealed.sha256:
+                text = f"the secret {id} of the group {group.number} is not what it was"
+                raise IntegrityError("GROUP_DAMAGED", text, "Deploy it again.")
         for hex in {ref.hex for ref in (*group.objects.values(), *group.code.values())}:
             self.objects.verify(hex)
 
@@ -155,6 +188,7 @@ class Store:
         objects: Mapping[str, str],
         code: Mapping[str, str],
         known: Mapping[str, Known] | None = None,
+        secrets: Mapping[str, bytes] | None = None,
     ) -> Group:
         """Writes a group whose objects are there; durable at return, and nothing leads to it yet.
 
@@ -163,6 +197,7 @@ class Store:
             body: the document that gives the group its contents.
             objects, code: the names of the objects by resource Id and function Id.
             known: by source, which ETag its object had.
+            secrets: sealed, by resource Id.
         """
         assert number != self.current_number()
         final = self._groups / str(number)
@@ -174,6 +209,7 @@ class Store:
             for id, hex in names.items():
                 (staged / kind / id).symlink_to(f"../../../objects/{hex}")
         (staged / "document").write_bytes(body)
+        sealed = _write_secrets(staged / "secrets", deployment, secrets or {})
         values = {
             "format": FORMAT,
             "deploymentId": deployment.id,
@@ -183,6 +219,7 @@ class Store:
             "resources": dict(objects),
             "functions": dict(code),
             "previous": self.current_number(),
+            "secrets": sealed,
             "known": {name: [k.etag, k.hex] for name, k in (known or {}).items()},
         }
         (staged / "group.json").write_text(json.dumps(values, indent=1))
@@ -223,6 +260,18 @@ class Store:
                 continue
             if manifest.get("etag") and manifest.get("source"):
                 found.setdefault(manifest["source"], Known(manifest["etag"], hex))
+        return found
+
+    def sealed(self) -> dict[str, Path]:
+        """By ARN, the newest seal of each secret that is here."""
+        found: dict[str, Path] = {}
+        for number in reversed(self.numbers()):
+            try:
+                secrets = self.group(number).secrets
+            except IntegrityError:
+                continue
+            for each in secrets.values():
+                found.setdefault(each.arn, each.file)
         return found
 
     def _known_of(self, number: int) -> dict[str, Any]:

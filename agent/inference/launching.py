@@ -42,7 +42,7 @@ class Spec:
 
     origin: Origin
     interpreter: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
     path: Path
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)

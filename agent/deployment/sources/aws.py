@@ -17,6 +17,7 @@ from botocore.config import Config
 from agent.errors import AgentError, ConfigError, RejectedError, TransientError
 
 CONNECT_TIMEOUT_S: Final = 10
+S3_ENDPOINT: Final = "AWS_ENDPOINT_URL_S3"
 RETRY: Final = "It is tried again with the next deployment."
 WHO: Final = (
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId",
@@ -35,11 +36,12 @@ def session() -> Any:
     return boto3.Session()
 
 
-def config(stall_s: float) -> Config:
+def config(stall_s: float, *, attempts: int = 1) -> Config:
     """How clients of ours ask; `stall_s` is how long nothing may come."""
     return Config(
-        connect_timeout=CONNECT_TIMEOUT_S, read_timeout=stall_s, retries={"total_max_attempts": 1},
-        signature_version="v4", user_agent_extra="marram",
+        connect_timeout=CONNECT_TIMEOUT_S, read_timeout=stall_s,
+        retries={"total_max_attempts": attempts, "mode": "standard"}, signature_version="v4",
+        user_agent_extra="marram",
     )  # fmt: skip
 
 
@@ -68,8 +70,8 @@ def common_refusal(name: str, error: errors.ClientError) -> AgentError | None:
     return None
 
 
-def failure(name: str, error: Exception) -> AgentError:
-    """What it means that there was no answer at all."""
+def failure(name: str, error: Exception, endpoint: str = S3_ENDPOINT) -> AgentError:
+    """What it means that there was no answer at all; `endpoint` is the variable that says where to ask."""
     kinds = (errors.NoCredentialsError, errors.PartialCredentialsError, errors.CredentialRetrievalError,
              errors.ProfileNotFound, errors.TokenRetrievalError)  # fmt: skip
     if isinstance(error, kinds):
@@ -78,9 +80,9 @@ def failure(name: str, error: Exception) -> AgentError:
         text = f"{name}: the server's certificate is not trusted"
         return RejectedError("SOURCE_UNTRUSTED", text, "Set AWS_CA_BUNDLE for the agent, or mend the server.")
     if isinstance(error, (errors.HTTPClientError, errors.ConnectionError, OSError)):
-        return unreachable(name, error)
+        return unreachable(name, error, endpoint)
     text = f"{name}: boto3 cannot be used as it is set ({error})"
-    return ConfigError("SOURCE_SETTINGS", text, "Check AWS_ENDPOINT_URL_S3, AWS_REGION and the AWS files.")
+    return ConfigError("SOURCE_SETTINGS", text, f"Check {endpoint}, AWS_REGION and the AWS files.")
 
 
 def denied(name: str, text: str, action: str, resource: str, more: str = "") -> AgentError:
@@ -90,9 +92,9 @@ def denied(name: str, text: str, action: str, resource: str, more: str = "") -> 
     return RejectedError("SOURCE_ACCESS_DENIED", f"access to {name} is denied ({text})", remedy)
 
 
-def unreachable(name: str, error: Exception) -> TransientError:
+def unreachable(name: str, error: Exception, endpoint: str = S3_ENDPOINT) -> TransientError:
     """That the server does not answer, or no more."""
-    remedy = "Check the network and AWS_ENDPOINT_URL_S3, then deploy again; what was fetched is kept."
+    remedy = f"Check the network and {endpoint}, then deploy again; what was fetched is kept."
     return TransientError("SOURCE_UNREACHABLE", f"{name} cannot be reached: {error}", remedy)
 
 
