@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     from agent.settings.reader import load
 
     _log(options.log_level)
-    settings = load(options.config)
+    settings = load(options.config, strict=False)
     for warning in settings.warnings:
         logging.getLogger("agent").warning("%s", warning)
 

@@ -47,7 +47,7 @@ class Place:
     key: Path | None = None
 
     def settings(self) -> Settings:
-        return load(self.config)
+        return load(self.config, strict=False)
 
     def remote(self) -> tuple[LinkSettings, str]:
         """The broker and the core's name.
@@ -145,7 +145,7 @@ def turn(config: Path, command: str, *, wait: bool, timeout_s: float) -> Iterato
     Raises:
         AgentError: why it cannot.
     """
-    for reply in control.ask(load(config).state, {"command": command, "wait": wait}, timeout_s=timeout_s):
+    for reply in control.ask(load(config, strict=False).state, {"command": command, "wait": wait}, timeout_s=timeout_s):
         yield reply["status"]
 
 

@@ -695,7 +695,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestTls:
-    """TLS with a CA of our own."""
+    """TLS with a CA of our own; each way in which it fails is in test_tls_links."""
 
     @pytest.fixture
     def secure(self, pki: Path, tmp_path: Path) -> Any:
@@ -721,28 +721,6 @@ class TestTls:
             await until(lambda: one.ups == 2, "back")
             await one.link.stop()
             await two.link.stop()
-
-        run(main)
-
-    @pytest.mark.parametrize(
-        ("host", "files", "code"),
-        [
-            ("localhost", {"ca": "other.pem"}, "TLS_UNTRUSTED"),
-            ("localhost", {}, "TLS_UNTRUSTED"),
-            ("127.0.0.1", {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}, "TLS_UNTRUSTED"),
-            ("localhost", {"ca": "ca.pem"}, "TLS_FAILED"),
-            ("localhost", {"ca": "missing.pem"}, "TLS_FILES"),
-            ("localhost", {"ca": "ca.pem", "cert": "client.pem", "key": "server.key"}, "TLS_FILES"),
-        ],
-    )
-    def test_what_is_wrong_is_said(
-        self, pki: Path, secure: Mosquitto, host: str, files: dict[str, str], code: str
-    ) -> None:
-        async def main() -> None:
-            side = Side(f"mqtts://{host}:{secure.port}", **{name: pki / file for name, file in files.items()})
-            side.link.start()
-            assert "Check" in await side.error(code) or code == "TLS_UNTRUSTED"
-            await side.link.stop()
 
         run(main)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given
@@ -19,6 +17,7 @@ from hypothesis import strategies as st
 from agent import settings
 from agent.errors import ConfigError
 from agent.settings import Caps, FetchLimits, Retention, Settings, Subscription, links, reader
+from tests.certificate_kit import DAY, Authority
 
 REPOSITORY = Path(__file__).parents[1]
 AWS = "mqtts://a1b2-ats.iot.eu-west-1.amazonaws.com"
@@ -269,35 +268,59 @@ def test_links_that_cannot_work(tmp_path: Path, links: str, expected: str) -> No
     assert any(expected in line for line in problems(tmp_path, f"core: a\nlinks: {links}"))
 
 
-def _certificate(folder: Path, name: str, password: bytes | None = None) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    start = datetime.datetime(2026, 1, 1)
-    certificate = (
-        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number(), start)
-        .not_valid_after(start + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    locked = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    form = serialization.PrivateFormat.PKCS8
-    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / f"{name}.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, locked))
-
-
 def test_certificates_are_opened_and_matched(tmp_path: Path) -> None:
-    _certificate(tmp_path, "a")
-    _certificate(tmp_path, "b")
-    _certificate(tmp_path, "locked", b"passphrase")
+    authority = Authority(tmp_path, "a")
+    one, two = authority.issue("one"), authority.issue("two")
+    key = serialization.load_pem_private_key(one.key.read_bytes(), None)
+    locked, form = serialization.BestAvailableEncryption(b"passphrase"), serialization.PrivateFormat.PKCS8
+    (tmp_path / "locked.key").touch(mode=0o600)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    (tmp_path / "locked.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, locked))
 
     def cloud(cert: str, key: str) -> str:
         return f"core: a\nlinks: {{cloud: {{url: 'mqtts://h', ca: a.pem, cert: {cert}, key: {key}}}}}"
 
-    link = load(tmp_path, cloud("a.pem", "a.key")).cloud
+    link = load(tmp_path, cloud("one.crt", "one.key")).cloud
     assert link is not None
-    assert (link.ca, link.cert, link.key) == (tmp_path / "a.pem", tmp_path / "a.pem", tmp_path / "a.key")
-    assert any("do not belong together" in line for line in problems(tmp_path, cloud("a.pem", "b.key")))
+    assert (link.ca, link.cert, link.key) == (authority.ca, one.cert, one.key)
+    assert any("do not belong together" in line for line in problems(tmp_path, cloud("one.crt", "two.key")))
     # A question on the terminal would hold up the start for ever.
-    assert any("passphrase" in line for line in problems(tmp_path, cloud("locked.pem", "locked.key")))
+    assert any("passphrase" in line for line in problems(tmp_path, cloud("one.crt", "locked.key")))
+    two.key.chmod(0o644)
+    assert any(f"chmod 600 {two.key}" in line for line in problems(tmp_path, cloud("two.crt", "two.key")))
+
+
+def test_what_is_wrong_with_a_certificate_stops_check_and_not_the_agent(tmp_path: Path) -> None:
+    """The core works on without that link, and takes the certificate once it is mended."""
+    authority = Authority(tmp_path)
+    authority.issue("old", begins=-9 * DAY, ends=-2 * DAY)
+    authority.issue("new", begins=2 * DAY, ends=9 * DAY)
+    authority.issue("short", ends=3 * DAY)
+    for name, words in (("old", "has expired: it was valid until"), ("new", "is not valid yet: it is from")):
+        text = f"core: a\nlinks:\n  cloud: {{url: 'mqtts://h', cert: {name}.crt, key: {name}.key}}"
+        assert [words in line and line.startswith("line 3: ") for line in problems(tmp_path, text)] == [True]
+        (warning,) = reader.load(tmp_path / "topics.yaml", strict=False).warnings
+        assert words in warning
+    (warning,) = load(tmp_path, "core: a\nlinks: {cloud: {url: 'mqtts://h', cert: short.crt, key: short.key}}").warnings
+    assert "renew it" in warning
+
+
+def test_a_password_need_not_be_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cloud(more: str) -> str:
+        return f"core: a\nlinks: {{cloud: {{url: 'mqtts://h', username: u, {more}}}}}"
+
+    (tmp_path / "word").touch(mode=0o600)
+    assert any("holds no password" in line for line in problems(tmp_path, cloud("password_file: word")))
+    (tmp_path / "word").write_text("secret\n")
+    link = load(tmp_path, cloud("password_file: word")).cloud
+    assert link is not None
+    assert (link.password, link.password_file) == (None, tmp_path / "word")
+    (tmp_path / "word").chmod(0o604)
+    assert any("chmod 600" in line for line in problems(tmp_path, cloud("password_file: word")))
+    assert any("more than one" in line for line in problems(tmp_path, cloud("password: a, password_env: B")))
+    assert any("is not set" in line for line in load(tmp_path, cloud("password_env: NO_SUCH")).warnings)
+    monkeypatch.setenv("A_WORD", "secret")
+    assert load(tmp_path, cloud("password_env: A_WORD")).warnings == ()
 
 
 def subscriptions(*lines: str) -> str:

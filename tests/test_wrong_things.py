@@ -303,7 +303,7 @@ def test_no_broker_there(tour: Tour) -> None:
 
     no("BROKER_UNREACHABLE", "connection refused. Check that it runs", f"mqtt://127.0.0.1:{free_port()}")
     no("BROKER_NAME_UNKNOWN", "Check the name", "mqtt://no-such-host.invalid")
-    no("BROKER_UNREACHABLE", "and its host and port", f"mqtts://127.0.0.1:{tour.broker.port}")
+    no("TLS_FAILED", "Check that the port speaks TLS", f"mqtts://127.0.0.1:{tour.broker.port}")
 
 
 def test_a_broker_that_lets_nobody_in(tour: Tour, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Opening a connection to a broker: its address from the settings, DNS, TCP and TLS, and errors in plain words.
+"""Opening a connection to a broker: its address from the settings, DNS and TCP, and errors in plain words.
 
 Names are looked up on a thread of their own, because a look-up cannot be cancelled and must delay neither the loop nor
 its end; all the rest is asyncio's. Credentials appear in no message.
@@ -13,16 +13,19 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from agent import settings
 from agent.errors import AgentError, ConfigError, TransientError
+from agent.mqtt import tls
 from agent.mqtt.codec import MalformedError
 from agent.mqtt.stream import PacketStream
+from agent.secret_files import password_from, password_in
 
 TIMEOUT_S = 10.0
-_AWS_ALPN = "x-amzn-mqtt-ca"  # AWS IoT Core on port 443 asks for it
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Address:
     Attributes:
         tls: whether the connection is encrypted.
         password: never shown.
+        certificate: the file of the one that we show.
     """
 
     host: str
@@ -39,6 +43,7 @@ class Address:
     tls: bool
     username: str | None
     password: str | None
+    certificate: Path | None = None
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -49,12 +54,12 @@ class Address:
 
 
 def address_of(link: settings.Link) -> Address:
-    """The broker's address as the settings give it; ``embedded`` is where the embedded broker listens.
+    """The broker's address as the settings give it; ``embedded`` is where the embedded broker is reached from here.
 
     Raises:
         ConfigError: BAD_BROKER_URL.
     """
-    url = f"mqtt://{link.listen}" if link.url == "embedded" else link.url
+    url = f"mqtt{'s' if link.tls else ''}://{link.listen}" if link.embedded else link.url
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -66,10 +71,24 @@ def address_of(link: settings.Link) -> Address:
             f"The url of the link {link.name} is not one of a broker.",
             "Write mqtt://HOST:PORT, mqtts://HOST:PORT or the word embedded.",
         )
-    tls = parts.scheme == "mqtts"
+    encrypted = parts.scheme == "mqtts"
     username = link.username if link.username is not None else _unquoted(parts.username)
     password = link.password if link.password is not None else _unquoted(parts.password)
-    return Address(host, port or (8883 if tls else 1883), tls, username, password)
+    host = ANY_ADDRESS.get(host, host) if link.embedded else host
+    return Address(host, port or (8883 if encrypted else 1883), encrypted, username, password, link.cert)
+
+
+def with_login(link: settings.Link, address: Address) -> Address:
+    """The address with the password that is in the link's file or environment variable now. Reads the file.
+
+    Raises:
+        ConfigError: PASSWORD_FILE, PASSWORD_FILE_LOOSE, PASSWORD_MISSING.
+    """
+    if link.password_file is not None:
+        return replace(address, password=password_in(link.password_file))
+    if link.password_env is not None:
+        return replace(address, password=password_from(link.password_env))
+    return address
 
 
 def host_and_port(listen: str) -> tuple[str, int]:
@@ -87,35 +106,6 @@ def host_and_port(listen: str) -> tuple[str, int]:
     raise ConfigError("BAD_LISTEN", f"{listen!r} is no address to listen on.", "Write `listen: 127.0.0.1:1883`.")
 
 
-def tls_context(link: settings.Link, address: Address) -> ssl.SSLContext | None:
-    """What TLS checks and shows; None without TLS. Reads the PEM files: called for each connection, so that renewed
-    certificates are taken without a restart.
-
-    Raises:
-        TransientError: TLS_FILES, one of the files cannot be used.
-    """
-    if not address.tls:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=str(link.ca) if link.ca else None)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if link.ca is not None:
-            # Python 3.13 began to refuse a CA without a key usage extension, which is what mosquitto's manual makes.
-            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if link.cert is not None:
-            context.load_cert_chain(str(link.cert), str(link.key) if link.key else None, password=_no_password)
-    except (OSError, ValueError) as error:
-        raise TransientError(
-            "TLS_FILES",
-            f"The certificates of the link {link.name} cannot be used: {_reason(error)}.",
-            "Check ca, cert and key in the settings: readable PEM files, the key without a password and made for the"
-            " certificate.",
-        ) from error
-    if address.port == 443:
-        context.set_alpn_protocols([_AWS_ALPN])
-    return context
-
-
 async def open_stream(link: settings.Link, make: Callable[[], PacketStream]) -> PacketStream:
     """A connected stream, TLS included; tries each address that the broker's name has, `TIMEOUT_S` at most for each.
 
@@ -123,16 +113,21 @@ async def open_stream(link: settings.Link, make: Callable[[], PacketStream]) -> 
         TransientError: why not, in one sentence with a remedy.
     """
     address = address_of(link)
-    context = tls_context(link, address)
+    context = tls.context_of(link)
     problem: AgentError | None = None
     for ip in await _resolve(address):
         try:
-            _, stream = await asyncio.wait_for(
+            transport, stream = await asyncio.wait_for(
                 asyncio.get_running_loop().create_connection(
                     make, ip, address.port, ssl=context, server_hostname=address.host if context else None
                 ),
                 TIMEOUT_S,
             )
+            try:
+                tls.check_pin(link, transport.get_extra_info("ssl_object"))
+            except AgentError:
+                stream.detach()
+                raise
             return stream
         except (OSError, asyncio.TimeoutError) as error:
             problem = _explained(error, address)
@@ -177,19 +172,10 @@ async def _resolve(address: Address) -> list[str]:
 
 
 def _explained(error: Exception, address: Address) -> AgentError:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return TransientError(
-            "TLS_UNTRUSTED",
-            f"The certificate of {address} is not trusted: {error.verify_message}.",
-            "Give the CA that signed it (ca), reach the broker by the name in its certificate, and check this device's"
-            " clock.",
-        )
     if isinstance(error, ssl.SSLError):
-        return TransientError(
-            "TLS_FAILED",
-            f"There is no TLS connection to {address}: {_reason(error)}.",
-            "Check that the port speaks TLS (usually 8883) and, where it asks for a client certificate, cert and key.",
-        )
+        return tls.explained(error, address, address.certificate)
+    if address.tls and isinstance(error, ConnectionResetError):
+        return tls.failed(address, "closed in the middle of the handshake")
     return TransientError(
         "BROKER_UNREACHABLE",
         f"The broker {address} does not answer: {_reason(error)}.",
@@ -198,19 +184,11 @@ def _explained(error: Exception, address: Address) -> AgentError:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
     if isinstance(error, asyncio.TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ETIMEDOUT):
         return "timed out"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
-        name = f" ({error.filename})" if error.filename else ""
-        return os.strerror(error.errno).lower() + name
+        return os.strerror(error.errno).lower()
     return str(error) or type(error).__name__
-
-
-def _no_password() -> str:
-    # Without this, OpenSSL would ask for a password on the terminal and stop the agent there.
-    return ""
 
 
 def _unquoted(text: str | None) -> str | None:
@@ -219,7 +197,7 @@ def _unquoted(text: str | None) -> str | None:
 
 def ended(error: Exception | None, address: Address) -> AgentError:
     """Why a connection that stood has ended: closed by the broker (None), an error of TLS or TCP, or no MQTT."""
-    if error is None or isinstance(error, (ConnectionResetError, BrokenPipeError)):
+    if error is None or isinstance(error, (ConnectionResetError, BrokenPipeError, ssl.SSLZeroReturnError)):
         return TransientError("BROKER_CLOSED", f"{address} closed the connection.")
     if isinstance(error, AgentError):
         return error

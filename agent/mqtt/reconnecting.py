@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from agent import settings
+from agent.certificates import SOON_S, day
 from agent.errors import AgentError, TransientError
-from agent.mqtt.connecting import TIMEOUT_S, address_of, open_stream
+from agent.mqtt.connecting import TIMEOUT_S, address_of, open_stream, with_login
 from agent.mqtt.control import Identity
+from agent.mqtt.renewal import Renewal
 from agent.mqtt.session import Owner, Session, Terms
 from agent.mqtt.stream import PacketStream
+from agent.mqtt.tls import context_of, validity_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,8 @@ PROVEN_S = 1.0
 STABLE_S = 10.0
 FIRST_WAIT_S = 0.05
 STOP_TIMEOUT_S = 2.0
+WATCH_S = 5.0  # how often the files of a connection are looked at
+RENEWED = "LINK_RENEWED"
 SUSPECT_AFTER = 3  # short connections in a row
 FIRST_PATIENCE_S = 2.0  # for the CONNACK of a broker that may not know MQTT 5; doubled each time
 _NO_ANSWER = frozenset(("BROKER_CLOSED", "BROKER_SILENT"))
@@ -61,6 +67,8 @@ class Keeper:
         self._only_311 = self._embedded
         self._patience_s = FIRST_PATIENCE_S
         self._short_lives = 0
+        self._renewal: Renewal | None = None
+        self._warned: set[str] = set()
         self._said: set[str] = set()  # logged since the last connection that lasted
         self._task: asyncio.Task[None] | None = None
 
@@ -87,8 +95,11 @@ class Keeper:
     async def _one_connection(self) -> AgentError:
         """Connects and returns why the connection ended; raises that where it did not last."""
         session: Session = await self._retrying()(self._negotiate)
+        self._warn_of_the_certificate()
         began = asyncio.get_running_loop().time()
-        error = await asyncio.shield(session.over)
+        error = await self._until_over(session)
+        if error.code == RENEWED:
+            return error
         lived_s = asyncio.get_running_loop().time() - began
         if lived_s >= STABLE_S:
             self._short_lives = 0
@@ -100,6 +111,45 @@ class Keeper:
         if lived_s < PROVEN_S:
             raise error
         return error
+
+    async def _until_over(self, session: Session) -> AgentError:
+        """Why the connection ended; ends it where the files that it was made with were renewed."""
+        renewal = self._renewal
+        while not session.over.done():
+            await asyncio.wait([session.over], timeout=WATCH_S if renewal else None)
+            if renewal and not session.over.done() and renewal.due() and self._usable():
+                await self._renew(session)
+        return session.over.result()
+
+    def _usable(self) -> bool:
+        """Whether one could connect with the files as they are now; else the connection that stands is kept."""
+        try:
+            context_of(self._link)
+            with_login(self._link, self._address)
+        except AgentError as error:
+            if str(error) not in self._said:
+                self._said.add(str(error))
+                logger.error("link %s: the renewed files are not taken: %s", self._link.name, error)
+            return False
+        return True
+
+    def _warn_of_the_certificate(self) -> None:
+        """Once, where the certificate that was just taken will soon be no more."""
+        found = validity_of(self._link)
+        if found is not None and found.ends_s - time.time() < SOON_S:
+            text = f"this core's certificate {self._link.cert} is valid until {day(found.ends_s)} only: renew it"
+            if text not in self._warned:
+                self._warned.add(text)
+                logger.warning("link %s: %s", self._link.name, text)
+
+    async def _renew(self, session: Session) -> None:
+        """Says DISCONNECT: the broker keeps the session, and what is not acknowledged is sent again on the next."""
+        logger.info("link %s: its certificates or its password were renewed; connecting with these", self._link.name)
+        session.leave(TransientError(RENEWED, "The link is connecting with renewed certificates."))
+        await asyncio.wait([session.over], timeout=STOP_TIMEOUT_S)
+        if session.stream is not None:
+            session.stream.abort()
+        await asyncio.wait([session.over], timeout=STOP_TIMEOUT_S)
 
     def _unstable(self) -> TransientError:
         # mosquitto 2.0 says nothing to a client whose connection another one takes over.
@@ -172,7 +222,10 @@ class Keeper:
         await _end(await self._open(version, replace(self._identity, will=None), _Nobody(), timeout_s))
 
     async def _open(self, version: int, identity: Identity, owner: Owner, timeout_s: float) -> Session:
-        session = Session(owner, version, identity, self._address, self._next_id)
+        # Before the files are read, so that what is written meanwhile is taken for newer.
+        self._renewal = Renewal(self._link.files) if self._link.files else None
+        address = with_login(self._link, self._address)
+        session = Session(owner, version, identity, address, self._next_id)
         stream = await open_stream(self._link, lambda: PacketStream(session))
         await session.open(stream, timeout_s)
         return session
@@ -185,7 +238,7 @@ class Keeper:
     def note(self, error: AgentError) -> None:
         """Keeps why there is no connection, and logs it where it is news."""
         self.last_error = text = str(error)
-        if text not in self._said and self._task is not None:
+        if error.code != RENEWED and text not in self._said and self._task is not None:
             self._said.add(text)
             logger.warning("link %s: %s It is tried again.", self._link.name, error)
 

@@ -107,10 +107,10 @@ class Session:
         """Sends one UNSUBSCRIBE and returns its packet id."""
         return self._paho.say_unsubscribe(filters)
 
-    def leave(self) -> None:
+    def leave(self, why: AgentError | None = None) -> None:
         """Says DISCONNECT, so that the broker keeps the will to itself, and closes when it has left."""
         if self.stream is not None:
-            self._fail(TransientError("LINK_STOPPED", "The connection was closed by the agent."))
+            self._fail(why or TransientError("LINK_STOPPED", "The connection was closed by the agent."))
             self.stream.write(_DISCONNECT)
             self.stream.end_writing()
 

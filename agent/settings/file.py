@@ -21,10 +21,16 @@ _TRUE = frozenset({"true", "yes", "on"})
 
 
 class Problems:
-    """Everything wrong (and everything doubtful) in one file, by line."""
+    """Everything wrong (and everything doubtful) in one file, by line.
 
-    def __init__(self, file: Path) -> None:
+    Args:
+        strict: whether what only keeps a link from connecting, such as a certificate that has expired, makes the
+            settings unusable; else it is a warning, as the core works on without that link.
+    """
+
+    def __init__(self, file: Path, *, strict: bool = True) -> None:
         self.file = file
+        self._strict = strict
         self._errors: list[tuple[int, str]] = []
         self._warnings: list[tuple[int, str]] = []
 
@@ -33,9 +39,17 @@ class Problems:
         if (line, text) not in self._errors:
             self._errors.append((line, text))
 
+    def unready(self, line: int, text: str) -> None:
+        """Keeps what keeps a link from connecting until the files that it names are mended."""
+        if self._strict:
+            self.add(line, text)
+        else:
+            self.warn(line, text)
+
     def warn(self, line: int, text: str) -> None:
         """Keeps something that the user should know of and that stops nothing."""
-        self._warnings.append((line, text))
+        if (line, text) not in self._warnings:
+            self._warnings.append((line, text))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -75,6 +89,10 @@ class Value:
     def problem(self, text: str) -> None:
         """Notes that something is wrong with this value."""
         self.problems.add(self.line, text)
+
+    def unready(self, text: str) -> None:
+        """Notes that a file which this value names cannot be used now."""
+        self.problems.unready(self.line, text)
 
     @property
     def is_mapping(self) -> bool:

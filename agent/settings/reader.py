@@ -54,14 +54,18 @@ TEMPLATES = {
 _NO_CORE = "core"  # stands in where the name is missing, so that the rest can be checked
 
 
-def load(file: Path) -> Settings:
+def load(file: Path, *, strict: bool = True) -> Settings:
     """The settings in `file`, wholly checked. Blocks; reads the certificates that the file names, too.
+
+    Args:
+        strict: whether certificates and keys that cannot be used are problems, or warnings: an agent works on without
+            that link, and takes them once they are mended.
 
     Raises:
         ConfigError: BAD_SETTINGS with every problem and its line; SETTINGS_UNREADABLE where there is no such file.
     """
     file = Path(os.path.abspath(file))
-    problems = Problems(file)
+    problems = Problems(file, strict=strict)
     root = read(file, problems)
     settings = _settings(root, file, problems) if root is not None else None
     problems.raise_if_any()

@@ -17,7 +17,6 @@ from agent.settings.file import Problems
 
 Lined = tuple[int, Subscription]
 
-AWS_HOST = re.compile(r"\.iot\.[a-z0-9-]+\.amazonaws\.com(\.cn)?$")
 AWS_TOPIC_BYTES = 256
 AWS_TOPIC_SLASHES = 7
 AWS_SUBSCRIPTIONS = 50
@@ -91,11 +90,6 @@ def _reaches(said: str, topic: str) -> bool:
     return overlaps("/".join(levels), topic)
 
 
-def is_aws(link: Link) -> bool:
-    """Whether the link leads to AWS IoT Core, whose limits are narrower than MQTT's."""
-    return not link.embedded and AWS_HOST.search(link.address[0]) is not None
-
-
 def check_aws_limits(
     found: Sequence[Lined],
     topics: Topics,
@@ -108,7 +102,7 @@ def check_aws_limits(
     """Notes what AWS IoT Core would refuse, where a link leads there."""
     own = {topics.deployments, *(job_messages.filters(jobs) if jobs else ())}
     for link in (local, cloud):
-        if link is None or not is_aws(link):
+        if link is None or not link.aws:
             continue
         names = ("local", "cloud") if cloud is None else (link.name,)
         if not link.tls:

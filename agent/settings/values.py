@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 EMBEDDED = "embedded"
+_AWS_HOST = re.compile(r"\.iot\.[a-z0-9-]+\.amazonaws\.com(\.cn)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +21,14 @@ class Link:
         url: ``embedded``, ``mqtt://host:port`` or ``mqtts://host:port``; the reader moves the credentials in the file's
             to `username` and `password` and fills in the port, so that it can be logged.
         listen: where the embedded broker listens, ``host:port``; loopback unless told otherwise.
-        ca, cert, key: PEM files for TLS, absolute; without `ca` the system's authorities are trusted.
+        ca, cert, key: PEM files for TLS, absolute; without `ca` the system's authorities are trusted. Of the embedded
+            broker, `cert` and `key` are the broker's own.
         username, password: for the broker's CONNECT; never logged.
+        password_file: holds the password in its first line; read at each connect.
+        password_env: the environment variable that holds the password.
+        alpn: what is said to be spoken in the TLS handshake; None: nothing, but for AWS IoT Core on port 443.
+        users: the embedded broker's password file, as mosquitto_passwd writes it; None: everybody is let in.
+        acl: the embedded broker's access rules, as mosquitto reads them; None: users may do everything.
         keepalive_s: MQTT keep-alive, seconds.
     """
 
@@ -33,6 +41,11 @@ class Link:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     keepalive_s: int = 30
+    password_file: Path | None = None
+    password_env: str | None = None
+    alpn: str | None = None
+    users: Path | None = None
+    acl: Path | None = None
 
     @property
     def embedded(self) -> bool:
@@ -42,13 +55,25 @@ class Link:
     @property
     def tls(self) -> bool:
         """Whether the connection is encrypted."""
-        return self.url.startswith("mqtts:")
+        return self.url.startswith("mqtts:") or (self.embedded and self.cert is not None)
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port to connect to; for an embedded broker, where it listens."""
         parts = urlsplit(f"//{self.listen}" if self.embedded else self.url)
         return parts.hostname or "", parts.port or (8883 if self.tls else 1883)
+
+    @property
+    def aws(self) -> bool:
+        """Whether the link leads to AWS IoT Core, whose limits are narrower than MQTT's."""
+        return not self.embedded and _AWS_HOST.search(self.address[0]) is not None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a connection is made with and may be renewed on the disk at any time."""
+        if self.embedded:
+            return ()  # its certificate is the broker's
+        return tuple(file for file in (self.ca, self.cert, self.key, self.password_file) if file is not None)
 
 
 @dataclass(frozen=True, slots=True)
