@@ -26,13 +26,13 @@ from agent.deployment.document import (
     Owner,
     S3Source,
     SageMakerSource,
-    allows,
     deployment_id_of,
     parse,
     read_accepted,
 )
+from agent.deployment.permissions import allows
 from agent.errors import RejectedError
-from agent.settings import Policy, Subscription, TrustedKey
+from agent.settings import Policy, Quotas, Subscription, TrustedKey
 
 POLICY = Policy(
     sources=("s3://factory-models/*", "https://models.example.org/*", "file:///srv/models/*"),
@@ -307,6 +307,29 @@ def test_the_policy_is_in_force() -> None:
         assert words in error.message
     assert "s3cr3t" not in str(error)
     assert refused(FULL, policy=Policy(trusted_keys=(TrustedKey(Path("key"), bytes(32)),))).code == "UNSIGNED"
+
+
+@pytest.mark.parametrize(
+    ("quotas", "words"),
+    [
+        (Quotas(resources=0), "the group's resources: 1 is more than this core allows (0)"),
+        (Quotas(functions=1), "the group's functions: 2 is more than this core allows (1)"),
+        (Quotas(subscriptions=0), "policy: {quotas: {subscriptions: "),
+        (Quotas(processes=4), "policy: {quotas: {processes: 5}}"),
+        (Quotas(memory_bytes=2**30), "the function free: has no MemorySize"),
+        (Quotas(memory_bytes=2**20), "MiB is more than this core allows (1 MiB)"),
+    ],
+)
+def test_a_quota_is_not_gone_beyond(quotas: Quotas, words: str) -> None:
+    def ask_for_more(values: dict[str, Any]) -> None:
+        values["Functions"][0]["Marram"]["Processes"] = 4
+        values["Functions"].append({"Id": "free", "FunctionArn": "function:free", "FunctionConfiguration": {}})
+
+    values = changed(ask_for_more)
+    assert read(values).functions[1].processes == 1
+    error = refused(values, policy=replace(POLICY, quotas=quotas))
+    assert error.code == "NOT_ALLOWED"
+    assert words in error.message
 
 
 def test_a_bucket_with_a_dot_is_refused_unless_the_policy_allows_it() -> None:

@@ -53,7 +53,10 @@ RESOURCES = [
         LocalDeviceResourceData={"SourcePath": "/dev/video0", "GroupOwnerSetting": {"AutoAddGroupOwner": True}},
     ),
     resource("logs", LocalVolumeResourceData={"SourcePath": "/var/log", "DestinationPath": "/logs"}),
-    resource("secret", SecretsManagerSecretResourceData={"ARN": "arn:aws:secretsmanager:eu-west-1:123456789012:secret:s-AbCdEf"}),
+    resource(
+        "secret",
+        SecretsManagerSecretResourceData={"ARN": "arn:aws:secretsmanager:eu-west-1:123456789012:secret:s-AbCdEf"},
+    ),
 ]
 FUNCTIONS = [
     {

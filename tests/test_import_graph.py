@@ -30,6 +30,7 @@ PURE = (
     "agent.deployment.health",
     "agent.deployment.local_resources",
     "agent.deployment.machine",
+    "agent.deployment.permissions",
     "agent.deployment.quarantine",
     "agent.deployment.resources",
     "agent.deployment.secret_resources",

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from agent import cli, signing
 from agent.deployment import proof
 from agent.deployment.admission import Admission
-from agent.deployment.definition import Deployment, Function, S3Source
-from agent.deployment.document import _check_code, deployment_id_of, parse, read_accepted
+from agent.deployment.definition import NEW, Deployment, Function, S3Source
+from agent.deployment.document import deployment_id_of, parse, read_accepted
 from agent.deployment.envelope import MAX_SIGNATURES, PAYLOAD_TYPE, Envelope, Signature, UnprovenError, seal
 from agent.deployment.fields import Problems
+from agent.deployment.permissions import check_permitted
 from agent.deployment.store import Store
 from agent.errors import ConfigError, RejectedError, TransientError
 from agent.settings import Link, Policy, Settings, Topics
@@ -237,15 +238,17 @@ def test_parse_alone_never_takes_what_nobody_verified(gate: Gate) -> None:
 
 def test_code_from_a_source_needs_a_signature_or_the_policy_s_word() -> None:
     function = Function("f", "function:f", code=S3Source("s3://models/f.zip"))
+    deployment = Deployment("d", NEW, None, "", functions=(function,))
 
     def found(policy: Policy, signed_by: str | None) -> list[str]:
         problems = Problems()
-        _check_code((function,), policy, signed_by, problems)
+        check_permitted(deployment, policy, signed_by, problems)
         return [code for code, _ in problems.found]
 
-    assert found(Policy(), None) == ["NOT_ALLOWED"]
-    assert found(Policy(), "0123") == []
-    assert found(Policy(allow_unsigned_code=True), None) == []
+    sources = ("s3://models/*",)
+    assert found(Policy(sources), None) == ["NOT_ALLOWED"]
+    assert found(Policy(sources), "0123") == []
+    assert found(Policy(sources, allow_unsigned_code=True), None) == []
 
 
 # -- the child --------------------------------------------------------------------------------------------------------

@@ -138,6 +138,7 @@ policy:
   interpreters: {mxnet: .venvs/mxnet/bin/python}
   trusted_keys: [cloud.pub]
   allow_unsigned_code: yes
+  quotas: {processes: 4, memory: 512 MiB}
 """,
     )
     assert read.policy == settings.Policy(
@@ -146,6 +147,7 @@ policy:
         interpreters={"mxnet": str(tmp_path / ".venvs/mxnet/bin/python")},
         trusted_keys=(settings.TrustedKey(tmp_path / "cloud.pub", raw),),
         allow_unsigned_code=True,
+        quotas=settings.Quotas(processes=4, memory_bytes=512 * 2**20),
     )
 
 

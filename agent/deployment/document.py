@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -40,6 +40,7 @@ from agent.deployment.envelope import UnprovenError, envelope_of, payload_of
 from agent.deployment.fields import BAD, FORBIDDEN, UNSUPPORTED, Fields, Problems, shown
 from agent.deployment.functions import read_functions
 from agent.deployment.health import read_probation
+from agent.deployment.permissions import check_permitted
 from agent.deployment.resources import ID, ID_WORDS, read_resources
 from agent.deployment.subscriptions import read_subscriptions
 from agent.errors import RejectedError
@@ -95,10 +96,7 @@ def parse(
         _check_complete(values, deployment, problems)
         if signed_by is None:
             problems.warn("", "the document is signed, but this core has no policy.trusted_keys: nobody checked it")
-    _check_policy(deployment, policy, problems)
-    _check_local(deployment.local, policy, problems)
-    _check_secrets(deployment.secrets, policy, problems)
-    _check_code(deployment.functions, policy, signed_by, problems)
+    check_permitted(deployment, policy, signed_by, problems)
     _raise_if_any(problems)
     return replace(deployment, warnings=tuple(problems.warnings), signed_by=signed_by)
 
@@ -260,77 +258,6 @@ def _refuse_body(document: Fields, type: str) -> None:
     for key in LISTS:
         if document.has(key) and document.take(key) != []:
             document.bad(key, f"a {type} has no body; leave it out")
-
-
-def _check_policy(deployment: Deployment, policy: Policy, problems: Problems) -> None:
-    for resource in deployment.resources:
-        _check_source(resource.source, f"the resource {resource.id}", policy, problems)
-        destination = resource.destination
-        if destination is not None and not any(is_below(destination, root) for root in policy.destinations):
-            text = f"policy.destinations of this core does not hold {destination}: only its functions see it there"
-            problems.warn(f"the resource {resource.id}", text)
-    for function in deployment.functions:
-        if function.code is not None:
-            _check_source(function.code, f"the function {function.id}", policy, problems)
-
-
-def _check_source(source: Source, where: str, policy: Policy, problems: Problems) -> None:
-    for text in forbidden(source, policy):
-        problems.note(FORBIDDEN, where, f"its source {source.name} {text}")
-
-
-def forbidden(source: Source, policy: Policy) -> Iterator[str]:
-    """Why a policy does not allow a source, each with the line to add to topics.yaml."""
-    name = source.name
-    if not any(allows(pattern, name) for pattern in policy.sources):
-        yield f'is not allowed here; add to policy in topics.yaml: sources: ["{_widened(name)}"]'
-    bucket = name.removeprefix("s3://").partition("/")[0] if isinstance(source, S3Source) else ""
-    if "." in bucket and not policy.allow_dotted_buckets:
-        yield (
-            f"has a dot in its bucket's name ({bucket}), which Greengrass V1 refuses, as TLS host names do not go with"
-            " it; rename the bucket, or add to policy in topics.yaml: allow_dotted_buckets: true"
-        )
-
-
-def _check_local(resources: tuple[LocalResource, ...], policy: Policy, problems: Problems) -> None:
-    for resource in resources:
-        if not any(allows(pattern, resource.source) for pattern in policy.local):
-            line = f'local: ["{resource.source}"]'
-            text = f"its source {resource.source} is not allowed here; add to policy in topics.yaml: {line}"
-            problems.note(FORBIDDEN, f"the resource {resource.id}", text)
-
-
-def _check_secrets(secrets: tuple[SecretResource, ...], policy: Policy, problems: Problems) -> None:
-    for secret in secrets:
-        if not any(allows(pattern, secret.arn) for pattern in policy.sources):
-            line = f'sources: ["{secret.arn}"]'
-            text = f"the secret {secret.arn} is not allowed here; add to policy in topics.yaml: {line}"
-            problems.note(FORBIDDEN, f"the resource {secret.id}", text)
-
-
-def _check_code(functions: tuple[Function, ...], policy: Policy, signed_by: str | None, problems: Problems) -> None:
-    """Code from a source runs on this core: somebody who is trusted must have signed for it."""
-    for function in functions:
-        if function.code is not None and signed_by is None and not policy.allow_unsigned_code:
-            text = (
-                "its code comes from a source, which needs a document signed with a key of policy.trusted_keys;"
-                " or add to policy in topics.yaml: allow_unsigned_code: true"
-            )
-            problems.note(FORBIDDEN, f"the function {function.id}", text)
-
-
-def allows(pattern: str, name: str) -> bool:
-    """Whether a pattern of the policy matches a source's name; ``*`` stands for any characters, ``/`` too."""
-    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
-
-
-def is_below(path: str, root: str) -> bool:
-    """Whether `path` is `root` or lies below it; both absolute and normalised."""
-    return path == root or path.startswith(root.rstrip("/") + "/")
-
-
-def _widened(name: str) -> str:
-    return name.rpartition("/")[0] + "/*"
 
 
 def _raise_if_any(problems: Problems) -> None:

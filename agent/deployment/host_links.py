@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.deployment import durable
 from agent.deployment.definition import Deployment
-from agent.deployment.document import is_below
+from agent.deployment.permissions import is_below
 
 
 @dataclass(frozen=True, slots=True)

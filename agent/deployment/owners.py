@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from agent.deployment.definition import VOLUME, Deployment, Function, LocalResource
-from agent.deployment.document import allows
+from agent.deployment.permissions import allows
 from agent.errors import AgentError
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from agent.deployment.definition import HttpsSource, S3Source
-from agent.deployment.document import deployment_id_of, forbidden
+from agent.deployment.document import deployment_id_of
 from agent.deployment.encoded import MAX_BYTES, REMEDY, decode
 from agent.deployment.fields import BAD, Fields, Problems
 from agent.deployment.installation import fetch_document
+from agent.deployment.permissions import forbidden
 from agent.deployment.resources import DIGEST, DIGEST_WORDS, ID, ID_WORDS, read_url
 from agent.deployment.threads import in_thread
 from agent.errors import RejectedError, TransientError

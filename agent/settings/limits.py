@@ -1,11 +1,11 @@
-"""The sections `fetch`, `unpack` and `retention` of topics.yaml: bounds of what deployments fetch, unpack and leave."""
+"""Bounds in topics.yaml of what deployments ask for, fetch, unpack and leave behind."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from agent.settings import Caps, FetchLimits, Retention
+from agent.settings import Caps, FetchLimits, Quotas, Retention
 from agent.settings.file import Value
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -30,6 +30,13 @@ UNPACK = {
     "max_ratio": ("ratio", 1, "count"),
 }
 RETENTION = {"groups": ("groups", 2, "count"), "max_bytes": ("max_bytes", 1, "size")}
+QUOTAS = {
+    "resources": ("resources", 0, "count"),
+    "functions": ("functions", 0, "count"),
+    "subscriptions": ("subscriptions", 0, "count"),
+    "processes": ("processes", 0, "count"),
+    "memory": ("memory_bytes", 1, "size"),
+}
 Keys = dict[str, tuple[str, int, str]]
 
 
@@ -46,6 +53,11 @@ def read_unpack(value: Value | None) -> Caps:
 def read_retention(value: Value | None) -> Retention:
     """What is kept of earlier groups."""
     return Retention(**_fields(value, RETENTION))
+
+
+def read_quotas(value: Value | None) -> Quotas:
+    """The most that one deployment may ask for."""
+    return Quotas(**_fields(value, QUOTAS))
 
 
 def _fields(value: Value | None, keys: Keys) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from agent.public_keys import MAX_FILE_BYTES, raw_public_key
 from agent.routing.topics import filter_problem, name_problem
 from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey, rules
 from agent.settings.file import Problems, Value, read
-from agent.settings.limits import read_fetch, read_retention, read_unpack
+from agent.settings.limits import read_fetch, read_quotas, read_retention, read_unpack
 from agent.settings.links import read_links
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
@@ -42,6 +42,7 @@ POLICY_KEYS = (
     "allow_unsigned_code",
     "allow_root",
     "local",
+    "quotas",
 )
 SOURCE_KINDS = ("s3://", "https://", "http://", "file:///", "arn:", "*")
 TEMPLATES = {
@@ -226,6 +227,7 @@ def _policy(value: Value | None, base: Path) -> Policy:
         allow_unsigned_code=_flag(keys, "allow_unsigned_code"),
         allow_root=_flag(keys, "allow_root"),
         local=tuple(text for item, text in _texts(keys, "local") if _local_is_good(item, text)),
+        quotas=read_quotas(keys.get("quotas")),
     )
 
 

@@ -112,6 +112,22 @@ class TrustedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Quotas:
+    """The most that one deployment may ask for; None: as much as the document's own bounds allow.
+
+    Attributes:
+        processes: of all functions together.
+        memory_bytes: MemorySize times Processes of all functions together; each must then state its MemorySize.
+    """
+
+    resources: int | None = None
+    functions: int | None = None
+    subscriptions: int | None = None
+    processes: int | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What a deployment may do on this core. An empty policy allows nothing."""
 
@@ -123,6 +139,7 @@ class Policy:
     allow_root: bool = False
     local: tuple[str, ...] = ()
     allow_dotted_buckets: bool = False
+    quotas: Quotas = Quotas()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from agent.deployment.document import allows
+from agent.deployment.permissions import allows
 from agent.deployment.sources import ArchiveSource
 from agent.errors import RejectedError
 from agent.settings import FetchLimits
