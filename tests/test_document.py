@@ -312,10 +312,10 @@ def test_the_policy_is_in_force() -> None:
 @pytest.mark.parametrize(
     ("quotas", "words"),
     [
-        (Quotas(resources=0), "the group's resources: 1 is more than this core allows (0)"),
-        (Quotas(functions=1), "the group's functions: 2 is more than this core allows (1)"),
+        (Quotas(resources=0), "the group's resources: 2 is more than this core allows (0)"),
+        (Quotas(functions=1), "the group's functions: 4 is more than this core allows (1)"),
         (Quotas(subscriptions=0), "policy: {quotas: {subscriptions: "),
-        (Quotas(processes=4), "policy: {quotas: {processes: 5}}"),
+        (Quotas(processes=4), "policy: {quotas: {processes: 7}}"),
         (Quotas(memory_bytes=2**30), "the function free: has no MemorySize"),
         (Quotas(memory_bytes=2**20), "MiB is more than this core allows (1 MiB)"),
     ],
