@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import agent
-from agent import cli_greengrass, cli_keys, cli_package, cli_rollback
+from agent import cli_greengrass, cli_keys, cli_new, cli_package, cli_rollback
 from agent.errors import AgentError, ConfigError
 
 EX_CONFIG = 78
@@ -220,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     for each in (run, broker):
         each.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
 
+    cli_new.register(add)
     cli_package.register(add)
     deploy = add("deploy", _deploy, "Send a deployment document to a core.", "marram deploy deployment.yaml --wait")
     deploy.add_argument("file", type=Path, metavar="FILE", help="the document: JSON, YAML or msgpack")

@@ -6,13 +6,14 @@ that the command itself needs neither numpy nor a runtime.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -85,25 +86,47 @@ def _invalid(file: Path, why: str) -> ConfigError:
     return ConfigError("SAMPLES_INVALID", f"{file} cannot be used: {why}.", remedy)
 
 
+def describe(directory: Path, runtime: str | None, interpreter: str) -> dict[str, Any]:
+    """Loads the model in `directory` and runs it once; returns what it is.
+
+    Returns:
+        ``{"runtime", "inputs", "outputs"}``, the latter two ``[[name, shape, dtype], ..]``, None for what is free.
+
+    Raises:
+        ConfigError: WORKER_NOT_STARTED.
+        AgentError: why the model does not load.
+    """
+    with _loaded(directory.resolve(), runtime, interpreter) as (_, facts):
+        [model] = facts["models"]
+    return {key: model[key] for key in ("runtime", "inputs", "outputs")}
+
+
 def _outputs(directory: Path, samples: list[Mapping[str, Any]], wanted: Wanted) -> list[dict[str, Any]]:
-    model = {"id": RESOURCE, "path": str(directory), "version": "", "runtime": wanted.runtime}
-    config = {"function": "package", "endpoint": True, "model": RESOURCE, "models": [model]}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        tempfile.TemporaryFile() as said,
-        _Child(wanted.interpreter, Path(folder), said) as child,
-    ):
-        child.send([frames.CONFIG, config])
-        header, _ = child.receive()
-        if header[0] == frames.FAILED:
-            _, code, message = header
-            raise AgentError(code, message)
+    with _loaded(directory, wanted.runtime, wanted.interpreter) as (child, _):
         child.send([frames.RECORD, 1, RESOURCE], json.dumps(samples).encode())
         (_, _, code, message), body = child.receive()
     if code is not None:
         raise AgentError(code, message)
     found: list[dict[str, Any]] = json.loads(body)
     return found
+
+
+@contextlib.contextmanager
+def _loaded(directory: Path, runtime: str | None, interpreter: str) -> Iterator[tuple[_Child, dict[str, Any]]]:
+    """A worker that has loaded the model, and what its READY tells."""
+    model = {"id": RESOURCE, "path": str(directory), "version": "", "runtime": runtime}
+    config = {"function": "package", "endpoint": True, "model": RESOURCE, "models": [model]}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryFile() as said,
+        _Child(interpreter, Path(folder), said) as child,
+    ):
+        child.send([frames.CONFIG, config])
+        header, _ = child.receive()
+        if header[0] == frames.FAILED:
+            _, code, message = header
+            raise AgentError(code, message)
+        yield child, header[1]
 
 
 class _Child:
