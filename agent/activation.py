@@ -303,6 +303,7 @@ class Activation:
                 MARK: str(self._settings.state),
             },
             memory_kb=function.memory_kb,
+            start_s=function.start_timeout_s,
             seen=functools.partial(_note_view, function.id, generation),
         )
 

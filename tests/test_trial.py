@@ -133,6 +133,29 @@ def test_a_model_that_answers_nan_is_found_out_and_not_tried_again_by_itself(run
     assert core.status()["quarantine"] == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "code", "words"),
+    [
+        ("raise", "FUNCTION_IMPORT_FAILED", ("RuntimeError", "not today", "__init__.py:")),
+        ("exit", "FUNCTION_IMPORT_FAILED", ("SystemExit",)),
+        ("crash", "WORKER_CRASHED", ("SIGSEGV",)),
+        ("hang", "WORKER_START_TIMEOUT", ("2 s",)),
+        ("eat", "OUT_OF_MEMORY", ("MemorySize",)),
+    ],
+)
+def test_a_function_that_cannot_start_leaves_the_old_one_at_work(
+    running: tuple[Site, Core, str], mode: str, code: str, words: tuple[str, ...]
+) -> None:
+    site, core, uri = running
+    bad = document("bad", uri, arn="function:unwell", mode=mode)
+    bad["Functions"][0]["Marram"] = {"StartTimeout": 2 if mode == "hang" else 60}
+    bad["Functions"][0]["FunctionConfiguration"]["MemorySize"] = 200_000
+    reason = failed(core, bad)
+    assert reason["code"] == code
+    assert [word for word in words if word not in reason["message"]] == []
+    assert version_in_use(site, "after") == "v1"
+
+
 def test_a_package_carries_what_its_model_answered(site: Site) -> None:
     tree = site.directory / "model"
     tree.mkdir()

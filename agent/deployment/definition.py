@@ -190,6 +190,7 @@ class Function:
         folder: the function's folder on the core; None for a model endpoint (`endpoint`) or with `code`.
         encoding: ``json`` or ``binary``.
         timeout_s: for one request, seconds.
+        start_timeout_s: for import, the models' loading and the first prediction, seconds.
         memory_kb: resident memory, KiB; None: unlimited.
         policies: its models in the document's order; the first is the one that results name.
         local: its devices and volumes.
@@ -221,6 +222,7 @@ class Function:
     code_digest: str | None = None
     local: tuple[AccessPolicy, ...] = ()
     secrets: tuple[str, ...] = ()
+    start_timeout_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ MAX_POLICIES: Final = 20  # V1: resources a function
 MAX_PROCESSES: Final = 64
 MAX_TIMEOUT_S: Final = 86_400.0
 MAX_BATCH: Final = 4096
+START_TIMEOUT_S: Final = 120.0  # TensorFlow on a Raspberry Pi takes most of a minute
+MAX_START_TIMEOUT_S: Final = 600.0  # a deployment gives all its workers together no more
 FOLDER: Final = r"[A-Za-z0-9_-]{1,140}"
 LAMBDA_ARN: Final = re.compile(
     r"arn:aws[a-z-]*:lambda:[a-z0-9-]*:[0-9]*:function:(?P<name>[A-Za-z0-9_-]{1,140})(:[A-Za-z0-9$_-]{1,128})?"
@@ -269,6 +271,7 @@ def _extra(fields: Fields, interpreters: Mapping[str, str] | None) -> dict[str, 
         "batch": _batch(fields),
         "capture": _capture(fields),
         "meta": fields.flag("Meta", True),
+        "start_timeout_s": fields.number("StartTimeout", START_TIMEOUT_S, 0.1, MAX_START_TIMEOUT_S),
     }
     values["code"], values["code_digest"] = read_code(fields)
     fields.done()

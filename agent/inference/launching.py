@@ -35,6 +35,7 @@ class Spec:
         path: directory that holds our package `functions` and nothing else.
         directory: its working directory.
         memory_kb: resident memory it may take, KiB; None: unlimited.
+        start_s: how long it may take until it is ready, seconds.
         groups: GIDs that it has beside the agent's own.
         seen: called before it counts as ready with how far its view of the files is its own (the tier) and what could
             not be done of it.
@@ -47,6 +48,7 @@ class Spec:
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     memory_kb: int | None = None
+    start_s: float = 120.0
     groups: Collection[int] = ()
     seen: Callable[[str, Sequence[str]], None] = lambda tier, warnings: None
 

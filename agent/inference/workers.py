@@ -24,7 +24,6 @@ from functions import frames
 
 log = logging.getLogger(__name__)
 
-START_S: Final = 120.0  # import, model load and warm-up; TensorFlow on a Raspberry Pi takes most of a minute
 DRAIN_S: Final = 30.0
 KEPT_LINES: Final = 20
 Examined = Callable[[AgentError | None], None]
@@ -67,7 +66,7 @@ class WorkerProcess:
         self._pidfd = open_pidfd(self.pid)
         if self._pidfd >= 0:
             self._loop.add_reader(self._pidfd, self._on_exit)
-        self._after(START_S, self._start_is_late)
+        self._after(self.spec.start_s, self._start_is_late)
         limit, function = self.spec.memory_kb, self.spec.origin.function
         self._memory = MemoryWatch(self.pid, limit, function, self._loop, self.kill) if limit is not None else None
 
@@ -165,10 +164,10 @@ class WorkerProcess:
 
     def _start_is_late(self) -> None:
         if not self._ready:
-            message = f"A worker of function {self.spec.origin.function} was not ready within {START_S:g} s."
+            message = f"A worker of function {self.spec.origin.function} was not ready within {self.spec.start_s:g} s."
             self.kill(
                 FunctionError(
-                    "WORKER_START_TIMEOUT", message, "Look at what it does at import, or at its model's size."
+                    "WORKER_START_TIMEOUT", message, "Look at what it does at import, or raise Marram.StartTimeout."
                 )
             )
 
