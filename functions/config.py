@@ -16,6 +16,7 @@ class ModelConfig(NamedTuple):
         path: its concrete tree, absolute.
         version: ``sha256:`` and the archive's digest.
         runtime: its name; None: to be found by the files.
+        requires: versions that must be installed, by name; ``runtime`` is the runtime's own.
     """
 
     id: str
@@ -23,6 +24,7 @@ class ModelConfig(NamedTuple):
     version: str
     runtime: str | None
     options: Mapping[str, Any]
+    requires: Mapping[str, str]
 
 
 class Config(NamedTuple):
@@ -73,7 +75,9 @@ def read(frame: Mapping[str, Any]) -> Config:
         model=frame.get("model"),
         deployment=frame.get("deployment") or "",
         models=tuple(
-            ModelConfig(m["id"], m["path"], m["version"], m.get("runtime"), m.get("options") or {})
+            ModelConfig(
+                m["id"], m["path"], m["version"], m.get("runtime"), m.get("options") or {}, m.get("requires") or {}
+            )
             for m in frame.get("models", ())
         ),
         max_size=max(1, batch.get("max_size", 1)),

@@ -104,7 +104,7 @@ def _models(settings: config.Config) -> dict[str, Model]:
         raise StartError("INTERPRETER_INCOMPLETE", message) from error
     from functions.runtimes.loading import load
 
-    return {m.id: load(m.id, m.path, m.runtime, m.options) for m in settings.models}
+    return {m.id: load(m.id, m.path, m.runtime, m.options, m.requires) for m in settings.models}
 
 
 def _warm_up(models: dict[str, Model]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
@@ -59,11 +60,13 @@ class Model(ABC):
 
     Attributes:
         runtime: the runtime's name, as `Marram: {Runtime: ..}` has it.
+        libraries: versions of what it loaded besides, by name.
         inputs, outputs: in the model's own order.
     """
 
     runtime: ClassVar[str]
     thread_safe: ClassVar[bool] = False
+    libraries: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self.inputs = tuple(inputs)

@@ -2,6 +2,9 @@
 
 dlr calls a vendor's server when it is imported and at each load, without a time-out. `stay_home` makes that impossible;
 it must be called before anything imports dlr, a function's own code included.
+
+Options: ``device`` (``cpu``, ``gpu``, ``gpu:1``, ``opencl``: as the model was compiled), ``threads`` (as many as
+TVM_NUM_THREADS says, which is 1 in a worker) and ``affinity`` (true binds its threads to processors).
 """
 
 from __future__ import annotations
@@ -15,19 +18,19 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from functions.runtimes.base import Array, Model, ModelLoadError, ModelRunError, TensorSpec
 from functions.runtimes.calling_home import stay_home
-from functions.runtimes.options import taken
+from functions.runtimes.options import device_of, taken
 
-INSTALL = "scripts/install-runtime dlr {venv}"
+LIBRARIES: Final = ("libdlr",)
 
 
 class DlrModel(Model):
-    """A model of dlr on the CPU. Two threads on one model give wrong results and no error: one at a time."""
+    """A model of dlr. Two threads on one model give wrong results and no error: one at a time."""
 
     runtime = "dlr"
 
@@ -35,6 +38,7 @@ class DlrModel(Model):
         super().__init__(_inputs(implementation), _outputs(implementation))
         self._implementation = implementation
         self._names = [output.name for output in self.outputs]
+        self.libraries = {"libdlr": implementation.version}
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         try:
@@ -51,9 +55,10 @@ def load(directory: Path, options: Mapping[str, Any]) -> Model:
 
     Raises:
         ImportError: dlr is not installed.
-        ModelLoadError: what libdlr said, or RUNTIME_MISSING where there is no libdlr.so.
+        ModelLoadError: what libdlr said, RUNTIME_MISSING where there is no libdlr.so, DEVICE_UNAVAILABLE.
     """
-    taken(options, "dlr")
+    settings = taken(options, "dlr", device="cpu", threads=0, affinity=False)
+    device = device_of(settings, "dlr", ("cpu", "gpu", "opencl"))
     stay_home()
     from dlr.dlr_model import DLRModelImpl
     from dlr.libpath import DLRLibraryNotFound
@@ -63,19 +68,43 @@ def load(directory: Path, options: Mapping[str, Any]) -> Model:
     said: list[str] = []
     try:
         with _captured_stderr(said):
-            implementation = _create(DLRModelImpl, directory)
+            implementation = _create(DLRModelImpl, directory, device)
     except DLRLibraryNotFound:
         target = Path(sys.prefix, "dlr", "libdlr.so")
         raise ModelLoadError(_NO_LIBRARY.format(target=target, venv=sys.prefix), "RUNTIME_MISSING") from None
     except _LoadError as error:
-        raise ModelLoadError(f"dlr cannot load it: {_reason(said[0]) or error}") from None
+        reason = _reason(said[0]) or str(error)
+        if _NO_DEVICE.search(reason):
+            raise ModelLoadError(f"{reason} {_OTHER_LIBRARY}", "DEVICE_UNAVAILABLE") from None
+        raise ModelLoadError(f"dlr cannot load it: {reason}") from None
     sys.stderr.write(said[0])
+    _set_threads(implementation, settings)
     return DlrModel(implementation)
+
+
+def version() -> str:
+    """The installed dlr's."""
+    stay_home()
+    import dlr
+
+    return str(dlr.__version__)
+
+
+def _set_threads(implementation: Any, settings: Mapping[str, Any]) -> None:
+    library, handle = implementation._lib, ctypes.byref(implementation.handle)
+    if settings["threads"] > 0:
+        library.SetDLRNumThreads(handle, ctypes.c_int(settings["threads"]))
+    library.UseDLRCPUAffinity(handle, ctypes.c_int(settings["affinity"]))
 
 
 _NO_LIBRARY = (
     "There is no libdlr.so, neither in the model package (SageMaker Neo puts one there) nor at {target}. "
-    "Install it: scripts/install-runtime dlr {venv}"
+    "Install it: marram runtime install dlr --into {venv}; for another processor with --libdlr FILE."
+)
+_NO_DEVICE = re.compile(r"Device API \w+ is not enabled")
+_OTHER_LIBRARY = (
+    "(libdlr.so was built without it.) Put a libdlr.so that was built for the device into the model package, or install"
+    " it: marram runtime install dlr --into VENV --libdlr FILE; or compile the model for the processor."
 )
 
 
@@ -83,11 +112,11 @@ class _LoadError(Exception):
     """What is left of dlr's exception; often without a text."""
 
 
-def _create(implementation: Any, directory: Path) -> Any:
+def _create(implementation: Any, directory: Path, device: tuple[str, int]) -> Any:
     from dlr.libpath import DLRLibraryNotFound
 
     try:
-        return implementation(str(directory))
+        return implementation(str(directory), *device)
     except DLRLibraryNotFound:
         raise
     except Exception as error:

@@ -9,21 +9,32 @@ from pathlib import Path
 from typing import Any, Final
 
 from functions.errors import CodedError, StartError
+from functions.runtimes import versions
 from functions.runtimes.base import Model, ModelLoadError
 from functions.runtimes.detect import detect, model_directory
 
-RUNTIMES: Final = {"dlr": "functions.runtimes.dlr", "onnx": "functions.runtimes.onnx"}
+RUNTIMES: Final = {
+    name: f"functions.runtimes.{name}" for name in ("dlr", "onnx", "litert", "tensorflow", "mxnet")
+}  # fmt: skip
 
 
-def load(resource: str, path: str, runtime: str | None, options: Mapping[str, Any]) -> Model:
+def load(
+    resource: str,
+    path: str,
+    runtime: str | None,
+    options: Mapping[str, Any],
+    requires: Mapping[str, str] | None = None,
+) -> Model:
     """The model in the directory `path`, not warmed up yet.
 
     Args:
         resource: its resource Id, for messages.
         runtime: its runtime's name; None: by its files.
+        requires: versions that must be installed, by name; ``runtime`` is the runtime's own.
 
     Raises:
-        StartError: RUNTIME_UNKNOWN, RUNTIME_MISSING, MODEL_LOAD_FAILED.
+        StartError: RUNTIME_UNKNOWN, RUNTIME_MISSING, RUNTIME_VERSION_MISMATCH, MODEL_LOAD_FAILED, or as the runtime's
+            module has it.
     """
     try:
         directory = model_directory(Path(path))
@@ -35,9 +46,14 @@ def load(resource: str, path: str, runtime: str | None, options: Mapping[str, An
         raise StartError("RUNTIME_UNKNOWN", f'The model {resource} is for the runtime "{name}"; known are {known}.')
     module = importlib.import_module(RUNTIMES[name])
     try:
+        asked = {(name if key == "runtime" else key): wanted for key, wanted in (requires or {}).items()}
+        late = {key: asked.pop(key) for key in module.LIBRARIES if key in asked}
+        if asked:
+            versions.check(asked, {name: module.version()})
         model: Model = module.load(directory, options)
+        versions.check(late, model.libraries)
     except ModuleNotFoundError as error:
-        raise _missing(name, module.INSTALL, error) from error
+        raise _missing(name, error) from error
     except CodedError as error:
         raise StartError(error.code, f"The model {resource}: {error.message}") from error
     except MemoryError as error:
@@ -60,9 +76,10 @@ def warm_up(resource: str, model: Model) -> None:
         raise StartError("MODEL_WARM_UP_FAILED", f"The model {resource} fails on zeros: {reason}") from error
 
 
-def _missing(runtime: str, install: str, error: ModuleNotFoundError) -> StartError:
-    python = sys.executable
-    install = install.format(python=python, venv=sys.prefix)
+def _missing(runtime: str, error: ModuleNotFoundError) -> StartError:
     return StartError(
-        "RUNTIME_MISSING", f"The runtime {runtime} is not installed for {python} ({error}). Install it: {install}"
+        "RUNTIME_MISSING",
+        f"The runtime {runtime} is not installed for {sys.executable} ({error}). Install it there: marram runtime"
+        f" install {runtime} --into {sys.prefix}; or in an environment of its own: marram runtime install {runtime},"
+        " which tells what to add to policy.interpreters.",
     )

@@ -1,18 +1,28 @@
 """Models for ONNX Runtime: a directory with one .onnx file.
 
-Options: ``threads`` (1), ``file`` (which .onnx, where there are several).
+Options: ``file`` (which .onnx, where there are several), ``threads`` and ``inter_threads`` (1), ``spinning`` (false),
+``optimization`` (all, extended, basic, none), ``providers`` (execution providers in the order of preference; all of
+them must be there) with ``provider_options`` (``{provider: {..}}``), and ``session`` (more entries of its
+configuration).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from functions.runtimes.base import STRING, Array, Model, ModelLoadError, ModelRunError, TensorSpec
-from functions.runtimes.options import taken
+from functions.runtimes.options import choice, first_line, one_file, taken
 
-INSTALL = "{python} -m pip install onnxruntime"
+LIBRARIES: Final = ()
+_LEVELS: Final = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "none": "ORT_DISABLE_ALL",
+}
+_CPU: Final = "CPUExecutionProvider"
 
 _TYPES = {
     "float": "float32",
@@ -25,7 +35,7 @@ _TYPES = {
 
 
 class OnnxModel(Model):
-    """A session of ONNX Runtime on the CPU."""
+    """A session of ONNX Runtime."""
 
     runtime = "onnx"
     thread_safe = True
@@ -39,7 +49,7 @@ class OnnxModel(Model):
         try:
             return dict(zip(self._names, self._session.run(self._names, arrays), strict=True))
         except Exception as error:  # its own exception classes have no common base
-            raise ModelRunError(f"ONNX Runtime: {_first_line(error)}") from error
+            raise ModelRunError(f"ONNX Runtime: {first_line(error)}") from error
 
     def close(self) -> None:
         self._session = None
@@ -50,33 +60,84 @@ def load(directory: Path, options: Mapping[str, Any]) -> Model:
 
     Raises:
         ImportError: ONNX Runtime is not installed.
-        ModelLoadError: no such file, or one that it refuses.
+        ModelLoadError: no such file, one that it refuses, or DEVICE_UNAVAILABLE for a provider that is not there.
     """
     import onnxruntime
 
-    settings = taken(options, "ONNX Runtime", threads=1, file="")
-    file = _file(directory, settings["file"])
-    session_options = onnxruntime.SessionOptions()
-    session_options.intra_op_num_threads = settings["threads"]
-    session_options.inter_op_num_threads = 1
-    # Threads that spin while they wait take the CPU from everything else on a small device.
-    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session_options.log_severity_level = 3
+    settings = taken(
+        options, "ONNX Runtime",
+        file="", threads=1, inter_threads=1, spinning=False, optimization="all", providers=[], provider_options={},
+        session={},
+    )  # fmt: skip
+    file = one_file(directory, ".onnx", settings["file"])
+    providers = _providers(onnxruntime, settings)
     try:
-        session = onnxruntime.InferenceSession(str(file), session_options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # as above
-        raise ModelLoadError(f"ONNX Runtime cannot load {file.name}: {_first_line(error)}") from error
+        session = onnxruntime.InferenceSession(
+            str(file),
+            _session_options(onnxruntime, settings),
+            providers=[*providers, _CPU] if _CPU not in providers else providers,
+            provider_options=_provider_options(providers, settings),
+        )
+    except Exception as error:  # its own exception classes have no common base
+        raise ModelLoadError(f"ONNX Runtime cannot load {file.name}: {first_line(error)}") from error
+    # A provider whose own library or device is not there is left out with no more than a line in a log.
+    _refuse_missing(providers, session.get_providers(), "came up")
     return OnnxModel(session)
 
 
-def _file(directory: Path, name: str) -> Path:
-    files = [directory / name] if name else sorted(directory.glob("*.onnx"))
-    if len(files) == 1 and files[0].is_file():
-        return files[0]
-    found = ", ".join(file.name for file in files) or "none"
-    raise ModelLoadError(
-        f"Exactly one .onnx file is expected in the model package, found: {found}. The option `file` picks one."
-    )
+def version() -> str:
+    """The installed ONNX Runtime's."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def _session_options(onnxruntime: Any, settings: Mapping[str, Any]) -> Any:
+    found = onnxruntime.SessionOptions()
+    found.intra_op_num_threads = settings["threads"]
+    found.inter_op_num_threads = settings["inter_threads"]
+    if settings["inter_threads"] > 1:
+        found.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    level = choice(settings, "ONNX Runtime", "optimization", _LEVELS)
+    found.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    # Threads that spin while they wait take the CPU from everything else on a small device.
+    entries = {"session.intra_op.allow_spinning": str(int(settings["spinning"])), **settings["session"]}
+    for key, value in entries.items():
+        found.add_session_config_entry(str(key), str(value))
+    found.log_severity_level = 3
+    return found
+
+
+def _providers(onnxruntime: Any, settings: Mapping[str, Any]) -> list[str]:
+    names = settings["providers"] or [_CPU]
+    if not all(isinstance(name, str) for name in names):
+        raise ModelLoadError("ONNX Runtime's option `providers` is a list of names, such as CUDAExecutionProvider.")
+    _refuse_missing(names, onnxruntime.get_available_providers(), "are in this build")
+    return [str(name) for name in names]
+
+
+def _provider_options(providers: list[str], settings: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One for each provider that the session gets, which ends with the CPU's."""
+    given = settings["provider_options"]
+    unknown = [name for name in given if name not in providers]
+    if unknown or not all(isinstance(each, dict) for each in given.values()):
+        raise ModelLoadError(
+            "ONNX Runtime's option `provider_options` has an object of options for each provider of `providers`; it has"
+            f" {', '.join(unknown) or 'something else'}."
+        )
+    every = providers if _CPU in providers else [*providers, _CPU]
+    return [{str(key): str(value) for key, value in given.get(name, {}).items()} for name in every]
+
+
+def _refuse_missing(wanted: list[str], there: list[str], how: str) -> None:
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise ModelLoadError(
+            f"ONNX Runtime has no {', '.join(missing)} here: {', '.join(there)} {how}. Install the package for the"
+            " device, such as onnxruntime-gpu or onnxruntime-openvino, with the device's driver, or take it out of"
+            " `providers`.",
+            "DEVICE_UNAVAILABLE",
+        )
 
 
 def _spec(node: Any) -> TensorSpec:
@@ -85,7 +146,3 @@ def _spec(node: Any) -> TensorSpec:
     if inner not in _TYPES:
         raise ModelLoadError(f'"{node.name}" is of type {kind}; only tensors of numbers and text are served.')
     return TensorSpec(node.name, tuple(n if isinstance(n, int) else None for n in node.shape), _TYPES[inner])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]
