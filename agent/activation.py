@@ -14,7 +14,6 @@ import functools
 import logging
 import random
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,7 @@ from agent.instance import MARK
 from agent.messages import BINARY, JSON
 from agent.routing.exchange import FunctionTraits
 from agent.settings import Settings
+from agent.worker_python import model_config, python_of
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +273,8 @@ class Activation:
 
     def _spec(self, function: Function, generation: _Generation, origin: Origin) -> launching.Spec:
         state, view = self._settings.state, self._view(function.id, generation)
-        interpreter = self._interpreter(function)  # what can fail comes before the view, which is laid once
+        # What can fail comes before the view, which is laid once.
+        interpreter = python_of(function, generation.group, self._settings)
         groups = groups_of(function, generation.group.deployment)
         told_secrets = generation.secrets.of(function)
         models = views.models_of(function, generation.group, state)
@@ -288,7 +289,7 @@ class Activation:
             interpreter=interpreter,
             config={
                 **self._config(function, generation.group, origin),
-                "models": [_model(model, generation.group) for model in models],
+                "models": [model_config(model, generation.group) for model in models],
                 "secrets": told_secrets,
                 "mounts": views.mounts(state, home, seen),
             },
@@ -322,31 +323,8 @@ class Activation:
             "capture": function.capture is not None,
         }
 
-    def _interpreter(self, function: Function) -> str:
-        if function.interpreter is None:
-            return sys.executable
-        path = self._settings.policy.interpreters.get(function.interpreter)
-        if path is None:
-            raise AgentError(
-                "INTERPRETER_UNKNOWN",
-                f"Function {function.id} names the interpreter {function.interpreter!r}; topics.yaml has none.",
-                f"Add {function.interpreter!r} to policy.interpreters.",
-            )
-        return str(self._settings.file.parent / path)
-
     def _view(self, function: str, generation: _Generation) -> Path:
         return self._settings.state / "run" / function / f"{generation.group.number}-{generation.number}"
-
-
-def _model(model: views.Seen, group: Group) -> dict[str, Any]:
-    resource, found = group.deployment.resource(model.resource), group.objects[model.resource]
-    return {
-        "id": resource.id,
-        "path": str(model.tree),
-        "version": found.version,
-        "runtime": resource.runtime,
-        "options": dict(resource.options),
-    }
 
 
 def _note_view(function: str, generation: _Generation, _tier: str, warnings: Sequence[str]) -> None:

@@ -231,7 +231,11 @@ BAD = [
      "/srv/../x", "DestinationPath": "/x"}}}), "SourcePath: must be an absolute path"),
     (at("Resources.0.Marram.Digest", "sha256:0A"), "Digest: must be"),
     (at("Resources.0.Marram.Runtime", "dlrr"), '(did you mean "dlr"?)'),
-    (at("Resources.0.Marram.Options", {"a": []}), "Options: must be"),
+    (at("Resources.0.Marram.Options", {"a": [[[[[[[[1]]]]]]]]}), "Options: must be"),
+    (at("Resources.0.Marram.RuntimeVersion", "new"), "a version such as"),
+    (at("Resources.0.Marram.Requires", {"numpy": "~1"}), "Requires.numpy"),
+    (at("Resources.0.Marram.Requires", ["numpy"]), "Requires: must be an object"),
+    (at("Functions.0.Marram.Runtime", "mxnett"), '(did you mean "mxnet"?)'),
     (at("Functions.0.FunctionArn", "activity"), "FunctionArn: must be"),
     (at("Functions.0.FunctionArn", "function:../x"), "FunctionArn: must be"),
     (at("Functions.1.Id", "activity"), "a second function has the Id"),
@@ -285,7 +289,6 @@ def test_all_problems_are_said_at_once() -> None:
 
 
 UNSUPPORTED = [
-    (at("Resources.0.Marram.Runtime", "litert"), "litert"),
     (at("Functions.0.Marram.Capture", {"Strategy": "margin", "Threshold": 0.1}), "margin"),
     (at(f"{F}.Environment.Execution", {"IsolationMode": "GreengrassContainer"}), "IsolationMode"),
     (at(f"{F}.Environment.Execution", {"RunAs": {"Uid": 0, "Gid": 0}}), "RunAs"),

@@ -23,8 +23,9 @@ from worker_kit import (
 
 from agent.demo.formats import write_neo, write_onnx
 from functions.errors import StartError
+from functions.model_files import model_directory, runtimes_of
 from functions.runtimes.base import ModelInputError, TensorSpec
-from functions.runtimes.detect import detect, model_directory, runtimes_of
+from functions.runtimes.detect import detect
 from functions.runtimes.loading import load, warm_up
 
 LAYERS = network()
@@ -96,10 +97,10 @@ def test_a_folder_that_holds_nothing_but_the_model_is_entered_and_links_are_reso
 
 def test_a_runtime_that_is_not_served_is_named(tmp_path):
     (tmp_path / "m.tflite").touch()
-    for code, message in (refused(tmp_path), refused(tmp_path, "litert")):
-        assert code == "RUNTIME_UNKNOWN"
-        assert '"litert"' in message
-        assert "dlr, onnx" in message
+    code, message = refused(tmp_path, "caffe")
+    assert code == "RUNTIME_UNKNOWN"
+    assert '"caffe"' in message
+    assert "dlr, onnx" in message
 
 
 def test_a_tree_that_is_not_there(tmp_path):
@@ -362,7 +363,7 @@ def test_dlr_without_its_library_says_how_to_install_it(trees, tmp_path):
         with WorkerChild(config, interpreter=python, environment={"HOME": str(tmp_path)}) as child:
             code, message = child.failed()
         assert code == "RUNTIME_MISSING"
-        assert f"scripts/install-runtime dlr {tmp_path / 'bare'}" in message
+        assert f"marram runtime install dlr --into {tmp_path / 'bare'}" in message
         shutil.copytree(site_package("dlr"), site / "dlr", dirs_exist_ok=True)  # the package, without the library
 
 
@@ -372,7 +373,7 @@ def test_interpreters_that_lack_something_say_what(trees, tmp_path):
     python = bare_interpreter(tmp_path / "numpy", "msgpack", "numpy")
     with WorkerChild(config, interpreter=python) as child:
         code, message = child.failed()
-    assert (code, f"{python} -m pip install onnxruntime" in message) == ("RUNTIME_MISSING", True)
+    assert (code, f"marram runtime install onnx --into {tmp_path / 'numpy'}" in message) == ("RUNTIME_MISSING", True)
     python = bare_interpreter(tmp_path / "msgpack", "msgpack")
     with WorkerChild(config, interpreter=python) as child:
         code, message = child.failed()

@@ -108,6 +108,7 @@ class Resource:
         runtime: the runtime's name; None: found out from the files.
         options: settings of the runtime.
         health: the document's health check; a package may carry one of its own.
+        requires: versions that must be installed, by the name of a package; ``runtime`` is the runtime's own.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Resource:
     runtime: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     health: HealthCheck | None = None
+    requires: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,8 @@ class Function:
         local: its devices and volumes.
         secrets: the resource Ids of its secrets.
         isolation: ``NoContainer``, or None where the document leaves it open.
-        interpreter: the name of one of the policy's interpreters; None: the agent's own.
+        interpreter: the name of one of the policy's interpreters; None: that of its runtime, or the agent's own.
+        runtime: the runtime that it needs; None: its models'.
         meta: whether results that are JSON objects carry ``meta``.
         handler: Executable; None: ``handler``.
     """
@@ -223,6 +226,7 @@ class Function:
     local: tuple[AccessPolicy, ...] = ()
     secrets: tuple[str, ...] = ()
     start_timeout_s: float = 120.0
+    runtime: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

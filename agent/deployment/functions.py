@@ -18,6 +18,7 @@ from agent.deployment.definition import (
     SecretResource,
 )
 from agent.deployment.fields import FORBIDDEN, UNSUPPORTED, Fields, nearest, shown
+from agent.deployment.model_runtimes import runtime_name
 from agent.deployment.resources import ID, ID_WORDS, AnyResource, read_code
 
 MAX_FUNCTIONS: Final = 200  # V1: functions a group
@@ -267,6 +268,7 @@ def _check_destinations(environment: Fields, resources: list[AnyResource]) -> No
 def _extra(fields: Fields, interpreters: Mapping[str, str] | None) -> dict[str, object]:
     values: dict[str, object] = {
         "interpreter": _interpreter(fields, interpreters),
+        "runtime": runtime_name(fields),
         "processes": fields.integer("Processes", 1, 1, MAX_PROCESSES),
         "batch": _batch(fields),
         "capture": _capture(fields),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.deployment.definition import Deployment
+from agent.deployment.interpreters import interpreter_of
 from agent.errors import AgentError, RejectedError
 from agent.settings import Settings
 
@@ -47,14 +48,15 @@ def _nearest(folder: str, places: tuple[Path, ...]) -> str:
 
 
 async def probe_interpreters(deployment: Deployment, settings: Settings) -> None:
-    """Starts each interpreter that the functions name and sees that it can run a worker.
+    """Starts each interpreter that the functions need and sees that it can run a worker.
 
     Raises:
         AgentError: INTERPRETER_MISSING or INTERPRETER_INCOMPLETE.
     """
-    names = {function.interpreter for function in deployment.functions if function.interpreter}
-    for name in sorted(names):
-        given = settings.policy.interpreters.get(name)
+    known = settings.policy.interpreters
+    names = {interpreter_of(function, deployment, known) for function in deployment.functions}
+    for name in sorted(filter(None, names)):
+        given = known.get(name)
         if given is None:
             text = f"the interpreter {name} is no longer in policy.interpreters"
             raise AgentError("INTERPRETER_MISSING", text, "Add it to topics.yaml.")

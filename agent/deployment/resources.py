@@ -21,9 +21,10 @@ from agent.deployment.definition import (
     SecretResource,
     Source,
 )
-from agent.deployment.fields import UNSUPPORTED, Fields, nearest, shown
+from agent.deployment.fields import Fields, shown
 from agent.deployment.health import read_health
 from agent.deployment.local_resources import GROUP, KINDS, read_local
+from agent.deployment.model_runtimes import ModelRuntime, read_runtime
 from agent.deployment.secret_resources import SECRET, read_secret
 
 ID: Final = r"[A-Za-z0-9:_-]{1,128}"
@@ -32,9 +33,6 @@ DIGEST: Final = r"sha256:[0-9a-f]{64}"
 DIGEST_WORDS: Final = '"sha256:" and 64 lower-case hex digits'
 MAX_GID: Final = 2**32 - 2
 MAX_RESOURCES: Final = 200  # V1: resources a group
-RUNTIMES: Final = ("dlr", "onnx")
-RUNTIMES_TO_COME: Final = ("litert", "tensorflow", "mxnet")
-SCALARS: Final = (str, int, float, bool)
 # Whether a bucket's name may hold a dot is the policy's matter: V1 refuses it, as it does not go with TLS host names.
 S3_URI: Final = r"s3://(?P<bucket>[a-z0-9](?![a-z0-9.-]*[.][.])[a-z0-9.-]{1,61}[a-z0-9])/(?P<key>.+)"
 JOB_ARN: Final = r"arn:aws[a-z-]*:sagemaker:[a-z0-9-]{1,32}:[0-9]{12}:training-job/[a-zA-Z0-9](-?[a-zA-Z0-9]){0,62}"
@@ -71,7 +69,7 @@ def _resource(fields: Fields) -> AnyResource | None:
     name = fields.text("Name", required=True, pattern=ID, what=ID_WORDS)
     data = _data(fields)
     extra = fields.fields("Marram")
-    digest, runtime, options, health = _extra(extra) if extra else (None, None, {}, None)
+    digest, runtime, health = _extra(extra) if extra else (None, ModelRuntime(None, {}, {}), None)
     fields.done()
     if id is None or data is None:
         return None
@@ -86,7 +84,9 @@ def _resource(fields: Fields) -> AnyResource | None:
     data.done()
     if source is None:
         return None
-    return Resource(id, name or id, source, destination, owner, digest, runtime, options, health)
+    return Resource(
+        id, name or id, source, destination, owner, digest, runtime.name, runtime.options, health, runtime.requires
+    )
 
 
 def _data(fields: Fields) -> Fields | None:
@@ -188,27 +188,12 @@ def _owner(data: Fields) -> Owner | None:
     return Owner(group, permission) if group and permission else None
 
 
-def _extra(extra: Fields) -> tuple[str | None, str | None, dict[str, object], HealthCheck | None]:
+def _extra(extra: Fields) -> tuple[str | None, ModelRuntime, HealthCheck | None]:
     digest = extra.text("Digest", pattern=DIGEST, what=DIGEST_WORDS)
-    runtime = extra.text("Runtime")
-    if runtime in RUNTIMES_TO_COME:
-        extra.bad("Runtime", f"the runtime {runtime} is not supported yet", UNSUPPORTED)
-    elif runtime is not None and runtime not in RUNTIMES:
-        extra.bad("Runtime", f"must be one of {', '.join(RUNTIMES)}, not {shown(runtime)}{nearest(runtime, RUNTIMES)}")
+    runtime = read_runtime(extra)
     health = extra.fields("HealthCheck")
-    options = _options(extra)
     extra.done()
-    return digest, runtime, options, read_health(health) if health else None
-
-
-def _options(extra: Fields) -> dict[str, object]:
-    options = extra.take("Options")
-    if options is None:
-        return {}
-    if not isinstance(options, dict) or not all(isinstance(v, SCALARS) for v in options.values()):
-        extra.bad("Options", "must be an object of texts, numbers and flags")
-        return {}
-    return {str(k): v for k, v in options.items()}
+    return digest, runtime, read_health(health) if health else None
 
 
 def read_code(extra: Fields) -> tuple[Source | None, str | None]:

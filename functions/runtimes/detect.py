@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from functions.errors import StartError
-
-_MXNET_PARAMS = re.compile(r"-\d{4}\.params$")
-
-
-def model_directory(tree: Path) -> Path:
-    """The directory that holds the model's files: `tree`, or below it where folders hold nothing but one folder.
-
-    The path is a real one: dlr, given a link that was turned since, takes the new parameters and the old code.
-    """
-    directory = Path(os.path.realpath(tree))
-    while True:
-        entries = list(directory.iterdir())
-        if len(entries) != 1 or not entries[0].is_dir():
-            return directory
-        directory = entries[0]
+from functions.model_files import names_in, runtimes_of
 
 
 def detect(directory: Path) -> str:
@@ -31,7 +14,7 @@ def detect(directory: Path) -> str:
     Raises:
         StartError: RUNTIME_UNKNOWN; the message lists the files.
     """
-    names = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
+    names = names_in(directory)
     hits = runtimes_of(names)
     if len(hits) == 1:
         return hits[0]
@@ -41,25 +24,3 @@ def detect(directory: Path) -> str:
         "RUNTIME_UNKNOWN",
         f"The model package's files {what}: {files}. Say which one it is for: Marram: {{Runtime: ..}} in its resource.",
     )
-
-
-def runtimes_of(names: Sequence[str]) -> list[str]:
-    """All runtimes that a directory with these file names could be for."""
-
-    def has(suffix: str) -> bool:
-        return any(name.endswith(suffix) for name in names)
-
-    hits = []
-    library = any(name.endswith(".so") and name != "libdlr.so" for name in names)
-    # First: .params are dlr's as well.
-    if has("-symbol.json") and any(map(_MXNET_PARAMS.search, names)):
-        hits.append("mxnet")
-    elif library or has(".ro"):
-        hits.append("dlr")
-    if has(".onnx"):
-        hits.append("onnx")
-    if has(".tflite"):
-        hits.append("litert")
-    if has(".pb"):
-        hits.append("tensorflow")
-    return hits

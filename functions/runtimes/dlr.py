@@ -94,7 +94,8 @@ def _set_threads(implementation: Any, settings: Mapping[str, Any]) -> None:
     library, handle = implementation._lib, ctypes.byref(implementation.handle)
     if settings["threads"] > 0:
         library.SetDLRNumThreads(handle, ctypes.c_int(settings["threads"]))
-    library.UseDLRCPUAffinity(handle, ctypes.c_int(settings["affinity"]))
+    if settings["affinity"]:
+        library.UseDLRCPUAffinity(handle, ctypes.c_int(1))
 
 
 _NO_LIBRARY = (

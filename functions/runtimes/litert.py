@@ -9,6 +9,7 @@ The interpreter is not thread-safe: the model's lock is all that stands between 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -135,6 +136,8 @@ def _library() -> Any:
 def _delegate(library: Any, settings: Mapping[str, Any]) -> Any:
     path = settings["delegate"]
     try:
+        # Asked for first: LiteRT's own object, half made, leaves a traceback in the log when it goes.
+        ctypes.CDLL(path).tflite_plugin_create_delegate  # noqa: B018
         return library.load_delegate(path, settings["delegate_options"])
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
         reason = first_line(error).removeprefix(f"Failed to load delegate from {path}").strip() or "no reason was given"

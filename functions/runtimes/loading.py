@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from functions.errors import CodedError, StartError
+from functions.model_files import model_directory
 from functions.runtimes import versions
 from functions.runtimes.base import Model, ModelLoadError
-from functions.runtimes.detect import detect, model_directory
+from functions.runtimes.detect import detect
 
 RUNTIMES: Final = {
     name: f"functions.runtimes.{name}" for name in ("dlr", "onnx", "litert", "tensorflow", "mxnet")
