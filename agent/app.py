@@ -43,6 +43,7 @@ from agent.settings import Link as LinkSettings
 log = logging.getLogger(__name__)
 
 DRAIN_S = 10.0
+LOSSES_S = 30.0
 BACKOFF_S = {"local": 1.0, "cloud": 60.0}
 
 
@@ -56,6 +57,7 @@ class Agent:
         self._stopping = asyncio.Event()
         self._closing = False
         self._state_due = False
+        self._losses_due: asyncio.TimerHandle | None = None
         self._settled = False  # the control link is up and every link that is up has its SUBACKs
         self._tasks: set[asyncio.Task[Any]] = set()
         instance.lock_state(settings.state)
@@ -69,8 +71,9 @@ class Agent:
         self._filters = FilterJournal(settings.state)
         self.links = self._build_links()
         self.control_link = "local" if settings.cloud is None else "cloud"
-        self.spool = Spool(settings.state / "spool.db", loop=self.loop)
-        self.outbox = Outbox(self.spool, self.links)
+        self.spool = Spool(settings.state / "spool.db", loop=self.loop, limits=settings.spool)
+        self.spool.on_loss = self._tell_of_losses
+        self.outbox = Outbox(self.spool, self.links, settings.spool)
         self.dispatcher = Dispatcher()
         self.deliveries = Deliveries(_DeliveryPorts(self))
         self.exchange = Exchange(
@@ -238,6 +241,7 @@ class Agent:
             functions=self.dispatcher.states(),
             resources=[(id, f"sha256:{found.hex}") for id, found in group.objects.items()] if group else (),
             deployment=self.deployer.latest,
+            spool=self.spool.losses(),
             now_s=time.time(),
         )
 
@@ -245,6 +249,15 @@ class Agent:
         if not self._state_due and not self._closing:
             self._state_due = True
             self.loop.call_soon(self._publish_state)
+
+    def _tell_of_losses(self) -> None:
+        """What the spool lost goes into the state, a while later at most, so that a flood of it makes no flood."""
+        if self._losses_due is None and not self._closing:
+            self._losses_due = self.loop.call_later(LOSSES_S, self._losses_are_due)
+
+    def _losses_are_due(self) -> None:
+        self._losses_due = None
+        self._state_changed()
 
     def _publish_state(self) -> None:
         self._state_due = False

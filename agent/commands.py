@@ -149,6 +149,16 @@ def turn(config: Path, command: str, *, wait: bool, timeout_s: float) -> Iterato
         yield reply["status"]
 
 
+def dead_letters(config: Path, action: str | None, ids: list[int] | None) -> dict[str, Any]:
+    """What waits in the spool of the agent on this device, and its dead letters.
+
+    Args:
+        action: ``retry`` or ``drop`` for the dead letters `ids` (None: all), which are listed then; None: neither.
+    """
+    found = next(control.ask(load(config).state, {"command": "spool", "action": action, "ids": ids}))
+    return {"spool": found["spool"], "letters": found["letters"]}
+
+
 def _blocking(statuses: AsyncIterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """What an asynchronous iterator gives, as it comes."""
     loop = asyncio.new_event_loop()

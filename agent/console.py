@@ -11,6 +11,8 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from agent.cloud.reports import timestamp
+from agent.errors import RejectedError
 from agent.messages import Inbound, Properties
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Console:
             "rollback": self._rollback,
             "cancel": self._cancel,
             "infer": self._infer,
+            "spool": self._spool,
         }
 
     async def _status(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -52,10 +55,32 @@ class Console:
             "state": self._agent.state(),
             "links": links,
             "dropped": dropped,
+            "spool": self._agent.spool.summary(),
             "quarantine": list(self._agent.deployer.quarantine),
             "pid": os.getpid(),
             "last": True,
         }
+
+    async def _spool(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Dead letters: listed, and with ``action`` ``retry`` or ``drop`` first tried again or dropped."""
+        spool, action, ids = self._agent.spool, request.get("action"), request.get("ids")
+        found = await spool.dead_letters()
+        if action in ("retry", "drop"):
+            missing = sorted(set(ids or ()) - {letter.seq for letter in found})
+            if missing:
+                raise RejectedError(
+                    "NO_DEAD_LETTER",
+                    f"There is no dead letter {', '.join(map(str, missing))}.",
+                    "Look at `marram spool`.",
+                )
+            await spool.exhume(ids, retry=action == "retry")
+            found = [letter for letter in found if ids is None or letter.seq in ids]
+        letters = [
+            {"id": each.seq, "link": each.link, "class": each.kind, "topic": each.topic, "bytes": each.size,
+             "why": each.why, "at": timestamp(each.at)}
+            for each in found
+        ]  # fmt: skip
+        yield {"spool": spool.summary(), "letters": letters, "last": True}
 
     async def _deploy(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()

@@ -42,7 +42,9 @@ PURE = (
     "agent.mqtt.filters",
     "agent.mqtt.in_flight",
     "agent.mqtt.reasons",
+    "agent.cloud.lanes",
     "agent.cloud.reports",
+    "agent.cloud.spool_records",
 )
 SHELLS = {
     "asyncio", "selectors", "select", "socket", "ssl", "subprocess", "multiprocessing", "threading", "queue",
@@ -59,7 +61,14 @@ OWNERS = {
     "botocore": ("agent.deployment.sources", DEMO),
     "urllib3": ("agent.deployment.sources",),
     "isal": ("agent.deployment.gunzip",),
-    "sqlite3": ("agent.cloud.spool_file", "agent.cloud.spool_thread"),
+    "sqlite3": (
+        "agent.cloud.spool_dead",
+        "agent.cloud.spool_file",
+        "agent.cloud.spool_layout",
+        "agent.cloud.spool_room",
+        "agent.cloud.spool_stock",
+        "agent.cloud.spool_thread",
+    ),
     "tenacity": ("agent.mqtt", "agent.deployment.download"),
     "yaml": ("agent.settings.file", "agent.commands", DEMO),
     "cryptography": ("agent.keys", "agent.deployment.vault"),

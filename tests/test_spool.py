@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cloud.spool import Spool
+from agent.cloud.spool import KINDS, Record, Spool
+from agent.cloud.spool_clock import Clock
 from agent.cloud.spool_records import (
     DamagedRecordError,
     pack_inbound,
@@ -28,6 +29,7 @@ from agent.cloud.spool_records import (
 )
 from agent.errors import ConfigError
 from agent.messages import Inbound, Outbound, Properties
+from agent.settings import SpoolLimits
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 20.0
@@ -37,8 +39,8 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(main(), DEADLINE_S))
 
 
-async def opened(folder: Path, **options: int) -> Spool:
-    spool = Spool(folder / "spool.db", loop=asyncio.get_running_loop(), **options)
+async def opened(folder: Path, clock: Clock | None = None, **limits: Any) -> Spool:
+    spool = Spool(folder / "spool.db", loop=asyncio.get_running_loop(), limits=SpoolLimits(**limits), clock=clock)
     await spool.open()
     return spool
 
@@ -55,8 +57,13 @@ async def committed(spool: Spool, *appends: tuple[str, str, Outbound]) -> None:
     await last
 
 
-async def topics(spool: Spool, link: str = "cloud", limit: int = 1000) -> list[str]:
-    return [out.topic for _, _, out in await spool.next_batch(link, 0, limit)]
+async def topics(spool: Spool, link: str = "cloud", kind: str | None = None, limit: int = 1000) -> list[str]:
+    """What was not given out yet, kind by kind."""
+    found: list[Record] = []
+    for each in (kind,) if kind else KINDS:
+        while batch := await spool.next_batch(link, each, limit):
+            found += batch
+    return [record.out.topic for record in found]
 
 
 TEXT = st.text(max_size=8)
@@ -110,20 +117,21 @@ def test_records_come_back_in_order_after_a_restart_and_the_backlog_is_exact(tmp
 
         spool = await opened(tmp_path)
         assert (spool.backlog("cloud"), spool.backlog("local")) == (7, 1)
-        batch = await spool.next_batch("cloud", 0, 4)
-        assert [(kind, out.topic) for _, kind, out in batch] == [
+        batch = await spool.next_batch("cloud", "capture", 3)
+        assert [(record.kind, record.out.topic) for record in batch] == [
             ("capture", "t/1"),
             ("capture", "t/2"),
-            ("report", "t/3"),
             ("capture", "t/4"),
         ]
+        batch += await spool.next_batch("cloud", "report", 3)
+        assert batch[-1].out.topic == "t/3"
         assert spool.backlog("cloud") == 7
-        gone = [seq for seq, _, _ in batch]
+        gone = [record.seq for record in batch]
         spool.handed_over(gone)
         spool.handed_over(gone)  # twice counts once
         spool.handed_over([4711])
         assert spool.backlog("cloud") == 3
-        assert [out.topic for _, _, out in await spool.next_batch("cloud", gone[-1], 10)] == ["t/5", "t/6", "t/7"]
+        assert await topics(spool, kind="capture", limit=10) == ["t/5", "t/6", "t/7"]
         spool.append("cloud", "capture", record(8))
         await spool.close()
         await spool.close()
@@ -156,7 +164,8 @@ def test_a_burst_is_committed_in_groups(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from agent.cloud.spool import Spool
+from agent.cloud.spool import KINDS, Record, Spool
+from agent.cloud.spool_clock import Clock
 from agent.messages import Outbound
 
 async def main():
@@ -199,11 +208,7 @@ def test_what_a_killed_writer_saw_committed_is_there(tmp_path: Path, killed_afte
 
     async def main() -> None:
         spool = await opened(tmp_path)
-        found: list[str] = []
-        after = 0
-        while batch := await spool.next_batch("cloud", after, 1000):
-            found += [out.topic for _, _, out in batch]
-            after = batch[-1][0]
+        found = await topics(spool)
         assert found == [f"t/{n}" for n in range(len(found))]  # no gap, in order
         assert len(found) > last_said
         assert spool.backlog("cloud") == len(found)
@@ -241,9 +246,8 @@ def test_room_is_made_by_dropping_the_oldest_captures_first(tmp_path: Path) -> N
         assert spool.backlog("cloud") == len(found) == 200 - dropped
         # What is on its way already is not taken away: it all counts once.
         await committed(spool, *(("cloud", "report", record(n, 1000)) for n in range(200, 300)))
-        spool.handed_over([seq for seq, _, _ in await spool.next_batch("cloud", 0, 1000)])
-        assert spool.backlog("cloud") == 0
         assert spool.dropped["result"] == 0
+        assert spool.backlog("cloud", "capture") == len(found) - 2
         await spool.close()
 
     run(main)
@@ -269,7 +273,7 @@ def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path, caplog: pytest.
             assert spool.backlog("cloud") == 0
             await committed(spool, ("cloud", "report", record(1)))
             await spool.close()
-        assert sorted(os.listdir(tmp_path)) == ["spool.db", "spool.db.corrupt"]
+        assert sorted(os.listdir(tmp_path)) == ["spool.db", "spool.db.corrupt", "spool.db.reserve"]
         assert "it is set aside" in caplog.text
 
     run(main)
@@ -295,20 +299,18 @@ def test_a_file_that_breaks_while_it_is_used_is_begun_anew(tmp_path: Path) -> No
         spool = await opened(tmp_path)
         await committed(spool, *(("cloud", "capture", record(n, 4000)) for n in range(3000)))
         await committed(spool, ("cloud", "capture", record(3000)))
-        early = await spool.next_batch("cloud", 0, 1)
+        early = await spool.next_batch("cloud", "capture", 1)
         file = tmp_path / "spool.db"
         for name in (file, Path(f"{file}-wal")):
             with name.open("r+b") as stream:
                 size = stream.seek(0, os.SEEK_END)
                 stream.seek(4096)
                 stream.write(b"\xa5" * (size - 4096))
-        after = 0
-        while batch := await spool.next_batch("cloud", after, 1000):
-            after = batch[-1][0]
+        await topics(spool)
         await committed(spool, ("cloud", "report", record(5000)))
         assert await topics(spool) == ["t/5000"]
         assert spool.backlog("cloud") == 1
-        spool.handed_over([early[0][0]])  # was lost with the file; it must not count against the new one
+        spool.handed_over([early[0].seq])  # was lost with the file; it must not count against the new one
         assert spool.backlog("cloud") == 1
         assert "spool.db.corrupt" in os.listdir(tmp_path)
         await spool.close()
@@ -390,37 +392,51 @@ def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
 FULL_DISK = """
 import asyncio, resource, sys
 from pathlib import Path
-from agent.cloud.spool import MAX_PENDING_BYTES, Spool
-from agent.messages import Inbound, Outbound
+from agent.cloud.spool import Spool
+from agent.messages import Outbound
 
 async def main():
     loop = asyncio.get_running_loop()
     spool = Spool(Path(sys.argv[1]), loop=loop)
     await spool.open()
-    first = loop.create_future()
-    spool.append("cloud", "report", Outbound("t/0", b"x"), lambda: first.set_result(None))
-    await first
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
     done = []
-    spool.append("cloud", "report", Outbound("t/1", b"x" * 20000), lambda: done.append(1))
-    spool.append("cloud", "capture", Outbound("t/2", b"x" * MAX_PENDING_BYTES), lambda: done.append(2))
-    spool.append("cloud", "capture", Outbound("t/3", b"x"), lambda: done.append(3))
-    read = await spool.next_batch("cloud", 0, 10)
-    assert [out.topic for _, _, out in read] == ["t/0"], read     # what is there can still go out
-    assert done == [3], done                                      # dropped, since too much waits
-    assert spool.dropped == {"capture": 1}
-    assert spool.backlog("cloud") == 3
+
+    async def until(count):
+        while len(done) < count:
+            await asyncio.sleep(0.01)
+
+    def append(n, link, kind, size=20000):
+        spool.append(link, kind, Outbound(f"t/{n}", b"x" * size), lambda: done.append(n))
+
+    append(0, "cloud", "report", 1)
+    await until(1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+    append(1, "cloud", "report")
+    append(2, "cloud", "capture")
+    append(3, "cloud", "result")
+    append(4, "local", "result")
+    await until(2)
+    assert done == [0, 2] and spool.dropped == {"capture": 1}, (done, spool.dropped)
+    read = await spool.next_batch("cloud", "report", 10)
+    assert [record.out.topic for record in read] == ["t/0"], read     # what is there can still go out
+    await until(3)
+    assert done == [0, 2, 3] and spool.dropped == {"capture": 1, "result": 1}, (done, spool.dropped)
+    append(5, "cloud", "result")            # from now on at once
+    append(6, "cloud", "capture")
+    await until(5)
+    assert done[3:] == [5, 6] and spool.summary()["disk"] != "ok", done
+    assert spool.backlog("cloud") == 2 and spool.backlog("local") == 1
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    while len(done) < 3:
-        await asyncio.sleep(0.05)
-    assert done == [3, 1, 2], done
+    await until(7)
+    assert done[5:] == [1, 4] and spool.summary()["disk"] == "ok", done
     await spool.close()
 
 asyncio.run(asyncio.wait_for(main(), 20))
 """
 
 
-def test_a_full_disk_holds_back_commits_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_disk_that_takes_nothing_holds_up_nobody_for_the_cloud_s_sake(tmp_path: Path) -> None:
+    """Captures go at once, the cloud's results a second later; reports and local results wait until it takes them."""
     child = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path / "spool.db")],
         cwd=ROOT,
@@ -435,7 +451,9 @@ def test_a_full_disk_holds_back_commits_and_loses_nothing(tmp_path: Path) -> Non
 
     async def main() -> None:
         spool = await opened(tmp_path)
-        assert await topics(spool) == ["t/0", "t/1", "t/2"]
+        assert await topics(spool) == ["t/0", "t/1"]
+        assert await topics(spool, "local") == ["t/4"]
+        assert spool.dropped == {"capture": 2, "result": 2}
         await spool.close()
 
     run(main)

@@ -2,9 +2,12 @@
 
 A result goes straight to a link that is up and has no result waiting. Everything else at QoS 1 is committed to the
 spool first: results for a link that is down, and reports and captures always, since nobody would send those again.
-Records go out in the order of their commits, a window at a time, and leave the spool at their PUBACK. What is in flight
-when a connection is lost is the link's to send again; the outbox only waits. After a crash of the agent those may go
-out twice.
+Records of a kind go out in the order of their commits, kinds side by side by their weights, a window at a time, and
+leave the spool at their PUBACK. What is in flight when a connection is lost is the link's to send again; the outbox
+only waits. After a crash of the agent those may go out twice, with the same user property ``id``.
+
+What a broker refuses for good becomes a dead letter; what it refuses for now is tried again, alone and more and more
+rarely, until that has been often enough.
 
 Belongs to the event loop's thread; nothing here blocks.
 """
@@ -13,19 +16,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
-from agent.cloud.spool import Records, Spool
+from agent.cloud.lanes import Lane, choose
+from agent.cloud.spool import KINDS, Record, Spool
 from agent.errors import RejectedError, TransientError
 from agent.messages import Outbound
+from agent.settings import SpoolLimits
 
 log = logging.getLogger(__name__)
 
 WINDOW = 20  # records in flight on a link; what brokers take by default
 READ_AHEAD = 100
+STRAIGHT_MOST = 1000  # results that a link may hold in memory; the next ones wait on the disk
 FULL_RETRY_S = 0.1  # when the link takes no more for now
+SAME_AS = "id"  # the user property by which a receiver knows what it has already
+
+Refused = Callable[[str, bool], None]
 
 
 class LinkPort(Protocol):
@@ -35,8 +45,13 @@ class LinkPort(Protocol):
     def connected(self) -> bool:
         """Whether `publish` takes anything now."""
 
-    def publish(self, out: Outbound, done: Callable[[], None] | None = None) -> None:
-        """Publishes; `done` at the PUBACK, over reconnects too. TransientError: nothing was taken."""
+    @property
+    def outstanding(self) -> int:
+        """Messages taken and not yet acknowledged by the broker."""
+
+    def publish(self, out: Outbound, done: Callable[[], None] | None = None, refused: Refused | None = None) -> None:
+        """Publishes; `done` at the PUBACK, over reconnects too, or `refused` with why and whether it may be taken
+        later. TransientError: nothing was taken."""
 
 
 class Outbox:
@@ -45,16 +60,24 @@ class Outbox:
     Args:
         spool: open, and this outbox's alone to forward from.
         links: by name.
+        limits: the weights of the kinds, and how often what is refused is tried.
 
     Attributes:
         dropped: QoS 0 messages for a link that was down, by link.
         refused: messages that a link will never take (too large for its broker, say), by link.
     """
 
-    def __init__(self, spool: Spool, links: Mapping[str, LinkPort]) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        links: Mapping[str, LinkPort],
+        limits: SpoolLimits = SpoolLimits(),  # noqa: B008 -- frozen
+    ) -> None:
         self._spool = spool
         self._links = links
-        self._forwarders = {name: _Forwarder(name, port, spool, self._refuse) for name, port in links.items()}
+        self._forwarders = {
+            name: _Forwarder(name, port, spool, limits, self._count_refused) for name, port in links.items()
+        }
         self.dropped: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         spool.on_commit = self._pump
@@ -63,7 +86,7 @@ class Outbox:
         """Sends `out`; `done` runs once when it is in the next broker's hands, committed to the spool, or given up.
 
         Never raises for want of a link. Given up (and counted) are QoS 0 messages while the link is down, and what the
-        link's broker turns out never to take once it was spooled.
+        spool has no room for. What the link's broker turns out never to take becomes a dead letter.
 
         Args:
             value: how much a capture is worth, from 0 to 1; see `Spool.append`.
@@ -73,12 +96,14 @@ class Outbox:
         """
         if self._goes_straight(link, kind, out):
             try:
-                self._links[link].publish(out, done)
+                self._links[link].publish(
+                    out, done, lambda why, for_now: self._came_back(link, kind, out, done, why, for_now=for_now)
+                )
                 return
             except TransientError:
                 pass  # the spool has room
             except RejectedError as error:
-                self._refuse(link, out, error)
+                self._count_refused(link, out, str(error))
                 raise
         if out.qos:
             self._spool.append(link, kind, out, done, value=value)
@@ -87,9 +112,22 @@ class Outbox:
             done()
 
     def _goes_straight(self, link: str, kind: str, out: Outbound) -> bool:
-        if not self._links[link].connected:
+        port = self._links[link]
+        if not port.connected:
             return False
-        return not out.qos or (kind == "result" and not self._spool.backlog(link, "result"))
+        return not out.qos or (
+            kind == "result" and not self._spool.backlog(link, "result") and port.outstanding < STRAIGHT_MOST
+        )
+
+    def _came_back(
+        self, link: str, kind: str, out: Outbound, done: Callable[[], None], why: str, *, for_now: bool
+    ) -> None:
+        """The broker refused what went straight: nothing is lost of it either."""
+        if for_now:
+            self._spool.append(link, kind, out, done)
+        else:
+            self._count_refused(link, out, why)
+            self._spool.append(link, kind, out, done, dead=why)
 
     def link_up(self, link: str) -> None:
         """Forwards what waits for a link that is up again."""
@@ -112,80 +150,152 @@ class Outbox:
         for each in self._forwarders.values():
             each.pump()
 
-    def _refuse(self, link: str, out: Outbound, error: RejectedError) -> None:
-        log.error("a message on %s cannot go to the %s link: %s", out.topic, link, error)
+    def _count_refused(self, link: str, out: Outbound, why: str) -> None:
+        log.error("a message on %s cannot go to the %s link: %s", out.topic, link, why)
         self.refused[link] += 1
 
 
 class _Forwarder:
-    """Carries one link's records from the spool to the link, in order."""
+    """Carries one link's records from the spool to the link, each kind in order."""
 
     def __init__(
-        self, name: str, port: LinkPort, spool: Spool, refuse: Callable[[str, Outbound, RejectedError], None]
+        self,
+        name: str,
+        port: LinkPort,
+        spool: Spool,
+        limits: SpoolLimits,
+        count_refused: Callable[[str, Outbound, str], None],
     ) -> None:
         self._name = name
         self._port = port
         self._spool = spool
-        self._refuse = refuse
-        self._after = 0
-        self._waiting: deque[tuple[int, str, Outbound]] = deque()
-        self._in_flight: set[int] = set()
-        self._reading: asyncio.Task[None] | None = None
-        self._read_again = False
+        self._tries = limits.tries
+        self._count_refused = count_refused
+        self._lanes = {kind: Lane(kind, limits.of(kind)) for kind in KINDS}
+        self._in_flight = 0
+        self._reading: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._stopped = False
         self._progress = asyncio.Event()
 
     def pump(self) -> None:
         """Publishes what may go out now and asks for more where there is more. Idempotent."""
-        while self._waiting and len(self._in_flight) < WINDOW and self._port.connected and not self._stopped:
-            if not self._publish(*self._waiting.popleft()):
-                return
-        if self._waiting or self._stopped or not self._port.connected:
+        if self._stopped:
             return
-        if self._reading is not None:
-            self._read_again = True
-        elif self._spool.backlog(self._name) > len(self._in_flight):
-            self._read_again = False
-            self._reading = asyncio.get_running_loop().create_task(self._read(), name=f"spool to {self._name}")
+        now = asyncio.get_running_loop().time()
+        while self._port.connected and self._in_flight < WINDOW:
+            lane = choose(self._lanes.values(), now)
+            if lane is None:
+                break
+            if not self._publish(lane, lane.take()):
+                return
+        if self._port.connected:
+            for lane in self._lanes.values():
+                self._read_more(lane)
 
-    def _publish(self, seq: int, kind: str, out: Outbound) -> bool:
-        self._in_flight.add(seq)  # before: a link may call back before it returns
+    def _read_more(self, lane: Lane) -> None:
+        if len(lane.waiting) > (0 if lane.newest_first else READ_AHEAD // 4):
+            return
+        if lane.reading:
+            lane.read_again = True
+        elif self._spool.backlog(self._name, lane.kind) > len(lane.in_flight) + len(lane.waiting):
+            lane.reading, lane.read_again = True, False
+            task = asyncio.get_running_loop().create_task(self._read(lane), name=f"spool to {self._name}")
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
+
+    async def _read(self, lane: Lane) -> None:
+        ahead = WINDOW if lane.newest_first else READ_AHEAD
+        records = await self._spool.next_batch(self._name, lane.kind, ahead)
+        lane.reading = False
+        lane.waiting.extend(records)
+        if records or lane.read_again:  # a commit may have come between the answer and now
+            self.pump()
+
+    def _publish(self, lane: Lane, record: Record) -> bool:
+        out = self._dressed(record)
+        if out is None:
+            self._spool.expire(record.seq)
+            return True
+        self._sent(lane, record)  # before: a link may call back before it returns
         try:
-            self._port.publish(out, lambda: self._handed_over(seq))
+            self._port.publish(
+                out,
+                lambda: self._handed_over(lane, record),
+                lambda why, for_now: self._refused(lane, record, why, for_now=for_now),
+            )
         except TransientError:
-            self._in_flight.discard(seq)
-            self._waiting.appendleft((seq, kind, out))
-            self._retry_later()
+            self._back(lane, record)
+            lane.put_back(record)
+            self._pump_later(FULL_RETRY_S)
             return False
         except RejectedError as error:
-            self._refuse(self._name, out, error)
-            self._in_flight.discard(seq)
-            self._spool.handed_over([seq])
+            self._back(lane, record)
+            self._bury(record, str(error))
         return True
 
-    def _retry_later(self) -> None:
-        if self._retry is None:
-            self._retry = asyncio.get_running_loop().call_later(FULL_RETRY_S, self._retry_now)
+    def _dressed(self, record: Record) -> Outbound | None:
+        """The message as it goes out now: with its id, and with what is left of its time. None: nothing is."""
+        properties = record.out.properties
+        if record.expires_at is not None:
+            left_s = record.expires_at - self._spool.now()
+            if left_s <= 0:
+                return None
+            properties = replace(properties, expiry_s=int(left_s) + 1)
+        if all(name != SAME_AS for name, _ in properties.user):
+            properties = replace(properties, user=(*properties.user, (SAME_AS, record.id)))
+        return replace(record.out, properties=properties)
 
-    def _retry_now(self) -> None:
-        self._retry = None
-        self.pump()
+    def _sent(self, lane: Lane, record: Record) -> None:
+        lane.in_flight.add(record.seq)
+        self._in_flight += 1
 
-    def _handed_over(self, seq: int) -> None:
-        self._in_flight.discard(seq)
-        self._spool.handed_over([seq])
+    def _back(self, lane: Lane, record: Record) -> None:
+        lane.in_flight.discard(record.seq)
+        self._in_flight -= 1
         self._progress.set()
+
+    def _handed_over(self, lane: Lane, record: Record) -> None:
+        self._back(lane, record)
+        lane.taken(record)
+        self._spool.handed_over([record.seq])
         self.pump()
 
-    async def _read(self) -> None:
-        records: Records = await self._spool.next_batch(self._name, self._after, READ_AHEAD)
-        self._reading = None
-        if records:
-            self._after = records[-1][0]
-            self._waiting.extend(records)
-        if records or self._read_again:  # a commit may have come between the answer and now
+    def _refused(self, lane: Lane, record: Record, why: str, *, for_now: bool) -> None:
+        self._back(lane, record)
+        if for_now and lane.counts(record):
+            self._spool.tried(record)
+        if not for_now or record.tries >= self._tries:
+            lane.taken(record)
+            self._bury(record, why if not for_now else f"{why}, {record.tries} times")
             self.pump()
+            return
+        lane.put_back(record)
+        pause_s = lane.pause(record, asyncio.get_running_loop().time())
+        log.warning("the %s link's broker takes no %s now: %s; again in %g s", self._name, lane.kind, why, pause_s)
+        self._pump_later(pause_s)
+
+    def _bury(self, record: Record, why: str) -> None:
+        self._count_refused(self._name, record.out, why)
+        self._spool.bury(record.seq, why)
+
+    def _pump_later(self, delay_s: float) -> None:
+        """One timer, for the next that is due; those after it are found then."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + delay_s
+        if self._retry is not None and self._retry.when() <= due:
+            return
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = loop.call_later(delay_s, self._pump_now)
+
+    def _pump_now(self) -> None:
+        self._retry = None
+        now = asyncio.get_running_loop().time()
+        paused = [lane.paused_until - now for lane in self._lanes.values() if lane.paused_until > now]
+        if paused:
+            self._pump_later(min(paused))
+        self.pump()
 
     async def drained(self, timeout_s: float) -> None:
         """Returns when nothing waits, when the link is down, or after `timeout_s`."""

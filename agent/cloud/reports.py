@@ -24,9 +24,14 @@ def state(
     functions: Iterable[tuple[str, str]],
     resources: Iterable[tuple[str, str]],
     deployment: Mapping[str, Any] | None,
+    spool: Mapping[str, Any] | None = None,
     now_s: float,
 ) -> dict[str, Any]:
-    """The state document (docs/contracts.md): functions as (id, state), resources as (id, version)."""
+    """The state document (docs/contracts.md): functions as (id, state), resources as (id, version).
+
+    Args:
+        spool: what the spool has lost, where it has.
+    """
     return {
         "core": core,
         "status": "online" if online else "offline",
@@ -34,6 +39,7 @@ def state(
         "functions": [{"id": name, "status": status} for name, status in functions],
         "resources": [{"id": name, "version": version} for name, version in resources],
         "deployment": deployment,
+        **({"spool": spool} if spool else {}),
         "version": agent.__version__,
         "timestamp": timestamp(now_s),
     }

@@ -1,12 +1,12 @@
 """The spool's SQLite file: one transaction for a group of writes, on disk when it returns. All of it blocks.
 
-Used by one thread, the spool's. What it refuses to do: fail to start over a broken file. That is set aside, and a new
-one begun. WAL with synchronous=FULL: a commit is in the log and synced before it counts (sqlite.org/wal.html). The size
-is bounded: captures go first, the oldest before the newer, then results, then reports.
+Used by one thread, the spool's. What it refuses to do: fail to start over a broken file (that is set aside, and a new
+one begun), and grow beyond its limits or into what must stay free on the disk.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -16,82 +16,90 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.cloud import spool_room as room
+from agent.cloud.spool_blobs import Blobs
+from agent.cloud.spool_clock import AgeClock, unpacked
+from agent.cloud.spool_dead import Grave
+from agent.cloud.spool_layout import connect, is_corrupt, set_aside, sync_folder
 from agent.cloud.spool_records import (
     Append,
+    Bury,
     DamagedRecordError,
+    DeadLetter,
     DropInbox,
+    Exhume,
     Forget,
     Key,
+    Lose,
+    Outcome,
     PutInbox,
+    Record,
+    Tried,
     Write,
     pack_inbound,
     pack_outbound,
     unpack_inbound,
     unpack_outbound,
 )
+from agent.cloud.spool_reserve import Reserve
+from agent.cloud.spool_stock import Stock
 from agent.errors import ConfigError
-from agent.messages import Inbound, Outbound
+from agent.messages import Inbound
+from agent.settings import SpoolLimits
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
 # Each step of SQLite gives up the interpreter's lock, which a busy loop gives back only 5 ms later: few, large steps.
-ROWS_A_STATEMENT = 500  # of five values each; SQLite takes 32,766 values since 3.32
+ROWS_A_STATEMENT = 500  # of nine values each; SQLite takes 32,766 values since 3.32
 RECORD_OVERHEAD_BYTES = 64  # a row's own columns and its part of the index, about
 BATCH_BYTES = 1 << 20  # a batch read back ends with the record that passes this
-SHRINK_TO = 0.95  # of the limit, so that a full spool does not look for the oldest at every commit
-FIRST_TO_GO = ("capture", "result", "report")
-
-_SCHEMA = f"""
-CREATE TABLE records (seq INTEGER PRIMARY KEY, link TEXT NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
-                      body BLOB NOT NULL);
-CREATE INDEX records_by_link ON records (link, seq);
-CREATE TABLE inbox (place INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, body BLOB NOT NULL);
-PRAGMA user_version = {VERSION};
-"""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of a group: `dropped` for want of room; `lost`: all that was there before it, with a broken file."""
-
-    dropped: Counter[Key] = field(default_factory=Counter)
-    lost: bool = False
+ANCHOR_S = 60.0  # how often the clocks are noted
+PROBE_BYTES = 1 << 20  # free on a disk that counts as not full
+VACUUM_PAGES = 256  # given back to the disk at a time, 1 MiB
+VACUUM_FROM = 1024  # free pages below this are kept for what comes next
 
 
 @dataclass(slots=True)
 class Batch:
-    """Records in order, and those that can no longer be read."""
+    """Records in order, and those that cannot be handed over: no longer readable, or over their time."""
 
-    records: list[tuple[int, str, Outbound]] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     damaged: list[tuple[int, str]] = field(default_factory=list)
+    expired: list[tuple[int, str]] = field(default_factory=list)
 
 
-def is_corrupt(error: sqlite3.Error) -> bool:
-    """Whether the file is broken; its subclasses stand for anything else (locked, full, I/O)."""
-    return type(error) is sqlite3.DatabaseError
+@dataclass(slots=True)
+class Opened:
+    """What was found: the highest seq, what there is and what was lost over all runs, and how many dead letters."""
+
+    last_seq: int
+    counts: Counter[Key]
+    losses: Counter[Key]
+    bytes: dict[Key, int]
 
 
 class SpoolFile:
-    """The file at `file`.
+    """The file at `file`, with `file`.files beside it for large records."""
 
-    Args:
-        max_bytes: of all records together; the inbox is bounded by who fills it.
-    """
-
-    def __init__(self, file: Path, max_bytes: int) -> None:
+    def __init__(self, file: Path, limits: SpoolLimits, clock: AgeClock) -> None:
         self._file = file
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._handed: dict[str, int] = {}  # the highest seq that next_batch gave out, a link
+        self._limits = limits
+        self._clock = clock
+        self._stock = Stock()
+        self._blobs = Blobs(Path(f"{file}.files"))
+        self._grave = Grave(self._stock, limits.dead)
+        self._reserve = Reserve(Path(f"{file}.reserve"), limits)
+        self._in_hand: set[int] = set()
+        self._after: dict[Key, int] = {}  # the highest seq that next_batch gave out
         self._lost = False  # since the last outcome
+        self._anchored = 0.0
+        self._epoch = ""
         self._db: sqlite3.Connection | None = None
 
-    def open(self) -> tuple[int, Counter[Key]]:
-        """Opens or makes the file; a broken one is set aside.
+    # -- opening ------------------------------------------------------------------------------------------------------
 
-        Returns:
-            The highest seq in it, and how many records it holds by link and kind.
+    def open(self) -> Opened:
+        """Opens or makes the file; a broken one is set aside.
 
         Raises:
             ConfigError: SPOOL_UNAVAILABLE, the place cannot be written.
@@ -105,60 +113,46 @@ class SpoolFile:
                 self._set_aside(error)
                 return self._open()
         except (sqlite3.Error, OSError) as error:
-            self.close()
+            self._drop_connection()
             raise ConfigError(
                 "SPOOL_UNAVAILABLE",
                 f"The spool {self._file} cannot be opened: {error}.",
                 "See that the state directory can be written, that its disk has room, and that no other agent uses it.",
             ) from error
 
-    def _open(self) -> tuple[int, Counter[Key]]:
+    def _open(self) -> Opened:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        unclean = Path(f"{self._file}-wal").exists()  # a clean end leaves no log behind
-        db = sqlite3.connect(self._file, isolation_level=None, timeout=0.2)
-        self._db = db
-        # Exclusive: the state directory is one agent's anyhow, and it spares the shared-memory file.
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
-            db.execute(f"PRAGMA {pragma}").fetchall()
-        for pragma in (f"journal_size_limit={4 << 20}", "cache_size=-512"):
-            db.execute(f"PRAGMA {pragma}").fetchall()
-        if unclean:
-            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
-        self._prepare(db)
-        _sync_folder(self._file.parent)
-        return self._take_stock(db)
+        self._reserve.give_way_if_full()
+        db = self._db = connect(self._file)
+        sync_folder(self._file.parent)
+        meta = dict(db.execute("SELECT name, value FROM meta"))
+        self._epoch = meta["epoch"]
+        self._clock.resume(unpacked(meta["clock"]) if "clock" in meta else None)
+        self._stock.load(db)
+        orphans = self._blobs.remove_orphans(lambda name: self._names(db, name))
+        if orphans:
+            log.info("%d files beside the spool belonged to no record and are removed", orphans)
+        self._reserve.take()
+        (last,) = db.execute(
+            "SELECT max(a) FROM (SELECT max(seq) a FROM records UNION SELECT max(seq) FROM dead)"
+        ).fetchone()
+        counts = Counter({key: count for key, count in self._stock.counts.items() if count})
+        return Opened(last or 0, counts, Counter(self._stock.losses), dict(self._stock.bytes))
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if version == 0 and tables == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        elif version != VERSION:
-            raise sqlite3.DatabaseError(f"version {version} is not {VERSION}")
-
-    def _take_stock(self, db: sqlite3.Connection) -> tuple[int, Counter[Key]]:
-        counts: Counter[Key] = Counter()
-        self._bytes = 0
-        for link, kind, count, size in db.execute(
-            "SELECT link, kind, count(*), sum(size) FROM records GROUP BY link, kind"
-        ):
-            counts[link, kind] = count
-            self._bytes += size
-        (last,) = db.execute("SELECT max(seq) FROM records").fetchone()
-        return last or 0, counts
+    def _names(self, db: sqlite3.Connection, name: str) -> bool:
+        epoch, _, number = name.partition(".")[0].partition("-")
+        if epoch != self._epoch or not number.isdigit():
+            return False
+        rows = db.execute(
+            "SELECT 1 FROM records WHERE seq = ? AND file = ? UNION SELECT 1 FROM dead WHERE seq = ? AND file = ?",
+            (int(number), name, int(number), name),
+        ).fetchall()
+        return bool(rows)
 
     def _set_aside(self, why: sqlite3.Error) -> None:
-        """Renames the broken file, over one that was set aside before: what is kept for a look stays bounded."""
-        self.close()
-        aside = Path(f"{self._file}.corrupt")
+        self._drop_connection()
+        aside = set_aside(self._file)
         log.error("the spool %s is broken (%s); it is set aside as %s and a new one is begun", self._file, why, aside)
-        for suffix in ("", "-wal", "-shm"):
-            source = Path(f"{self._file}{suffix}")
-            if source.exists():
-                os.replace(source, f"{aside}{suffix}")
-        _sync_folder(self._file.parent)
 
     @property
     def _open_db(self) -> sqlite3.Connection:
@@ -167,11 +161,13 @@ class SpoolFile:
         assert self._db is not None
         return self._db
 
+    # -- writing ------------------------------------------------------------------------------------------------------
+
     def write(self, group: Sequence[Write]) -> Outcome:
         """Does all of `group` in one transaction. Not idempotent: a group that raised was not done at all.
 
         Raises:
-            sqlite3.OperationalError: no room, or an I/O error: to be tried again.
+            sqlite3.OperationalError, OSError: no room, or an I/O error: to be tried again.
         """
         try:
             return self._write(group)
@@ -184,30 +180,44 @@ class SpoolFile:
     def start_afresh(self, error: sqlite3.Error) -> None:
         """Begins a new file after a read or a write met a broken one; the next outcome says that records were lost."""
         self._set_aside(error)
-        self._handed.clear()
+        self._in_hand.clear()
+        self._after.clear()
         self._lost = True
         self._open()
 
     def _write(self, group: Sequence[Write]) -> Outcome:
-        db, before = self._open_db, self._bytes
+        db = self._open_db
+        written: list[str] = []
         db.execute("BEGIN IMMEDIATE")
         try:
             outcome = Outcome()
-            self._apply(db, group)
-            if self._bytes > self._max_bytes:
-                self._shrink(db, outcome.dropped)
+            before = self._stock.total_bytes
+            gone = self._apply(db, group, outcome, written)
+            gone += self._make_room(db, outcome, before)
+            self._note_the_clocks(db)
+            self._stock.save(db)
+            if written:
+                self._blobs.sync()
             db.execute("COMMIT")
         except BaseException:
-            self._bytes = before
             if db.in_transaction:
                 db.execute("ROLLBACK")
+            self._blobs.remove(written)
+            self._stock.load(db)
             raise
+        self._blobs.remove(gone)
         outcome.lost, self._lost = self._lost, False
+        outcome.bytes, outcome.dead = dict(self._stock.bytes), self._grave.count
         return outcome
 
-    def _apply(self, db: sqlite3.Connection, group: Sequence[Write]) -> None:
-        """Appends, the inbox and what is to be forgotten touch no common row, but for the inbox its own order."""
-        self._insert(db, [write for write in group if isinstance(write, Append)])
+    def _apply(self, db: sqlite3.Connection, group: Sequence[Write], outcome: Outcome, written: list[str]) -> list[str]:
+        """Appends, the inbox and what is to be forgotten touch no common row, but for the inbox its own order.
+
+        Returns:
+            The files of what is gone; `written` gets those of what is new.
+        """
+        self._insert(db, [write for write in group if isinstance(write, Append)], written)
+        forgotten: dict[str | None, list[int]] = {}
         for write in group:
             if isinstance(write, PutInbox):
                 body = pack_inbound(write.message, write.targets, write.received_at)
@@ -217,82 +227,232 @@ class SpoolFile:
                 )
             elif isinstance(write, DropInbox):
                 db.execute("DELETE FROM inbox WHERE key = ?", (write.key,))
-        self._delete(db, [seq for write in group if isinstance(write, Forget) for seq in write.seqs])
+            elif isinstance(write, Forget):
+                forgotten.setdefault(write.why, []).extend(write.seqs)
+            elif isinstance(write, Lose):
+                for kind, count in write.counts.items():
+                    self._stock.lose(kind, "dropped", count)
+            elif isinstance(write, Tried):
+                db.execute("UPDATE records SET tries = ? WHERE seq = ?", (write.tries, write.seq))
+        gone: list[str] = []
+        for why, seqs in forgotten.items():
+            gone += self._delete(db, seqs, why)
+        return gone + self._rites(db, group, outcome)
 
-    def _insert(self, db: sqlite3.Connection, appends: list[Append]) -> None:
+    def _rites(self, db: sqlite3.Connection, group: Sequence[Write], outcome: Outcome) -> list[str]:
+        """What concerns dead letters; returns the files of those that are gone."""
+        gone: list[str] = []
+        for write in group:
+            if isinstance(write, Append) and write.dead is not None:
+                self._grave.bury(db, write.seq, write.dead, self._clock.now())
+            elif isinstance(write, Bury):
+                self._in_hand.discard(write.seq)
+                self._grave.bury(db, write.seq, write.why, self._clock.now())
+            elif isinstance(write, Exhume) and write.retry:
+                for key, seqs in self._grave.revive(db, write.seqs, self._clock.now()).items():
+                    outcome.revived[key] += len(seqs)
+                    self._after.pop(key, None)
+                    self._in_hand.difference_update(seqs)
+            elif isinstance(write, Exhume):
+                gone += self._grave.clear(db, write.seqs)
+        return gone + self._grave.shrink(db)
+
+    def _insert(self, db: sqlite3.Connection, appends: list[Append], written: list[str]) -> None:
         for at in range(0, len(appends), ROWS_A_STATEMENT):
             chunk = appends[at : at + ROWS_A_STATEMENT]
             values: list[object] = []
             for each in chunk:
-                body = pack_outbound(each.out)
+                body, name = pack_outbound(each.out), None
                 size = len(body) + RECORD_OVERHEAD_BYTES
-                self._bytes += size
-                values += (each.seq, each.link, each.kind, size, body)
-            rows = ",".join(["(?,?,?,?,?)"] * len(chunk))
-            db.execute(f"INSERT INTO records (seq, link, kind, size, body) VALUES {rows}", values)
+                if len(body) > self._limits.file_bytes:
+                    name = self._blobs.write(f"{self._epoch}-{each.seq}", body)
+                    written.append(name)
+                    body = b""
+                self._stock.add((each.link, each.kind), 1, size)
+                expiry_s = each.out.properties.expiry_s
+                expires_at = None if expiry_s is None else each.stored_at + expiry_s
+                level = room.level_of(each.kind, each.value)
+                values += (each.seq, each.link, each.kind, size, each.stored_at, expires_at, level, name, body)
+            rows = ",".join(["(?,?,?,?,?,?,?,?,?)"] * len(chunk))
+            columns = "seq, link, kind, size, stored_at, expires_at, level, file, body"
+            db.execute(f"INSERT INTO records ({columns}) VALUES {rows}", values)
 
-    def _delete(self, db: sqlite3.Connection, seqs: list[int]) -> None:
+    def _delete(self, db: sqlite3.Connection, seqs: Sequence[int], why: str | None = None) -> list[str]:
+        """Deletes records and keeps count; returns their files."""
+        gone: list[str] = []
         for at in range(0, len(seqs), 500):  # SQLite before 3.32 takes 999 values
             chunk = seqs[at : at + 500]
             marks = ",".join("?" * len(chunk))
-            (size,) = db.execute(f"SELECT sum(size) FROM records WHERE seq IN ({marks})", chunk).fetchone()
-            db.execute(f"DELETE FROM records WHERE seq IN ({marks})", chunk)
-            self._bytes -= size or 0
+            found = f"FROM records WHERE seq IN ({marks})"
+            for link, kind, count, size, files in db.execute(
+                f"SELECT link, kind, count(*), sum(size), count(file) {found} GROUP BY link, kind", chunk
+            ).fetchall():
+                self._stock.add((link, kind), -count, -size)
+                if why is not None:
+                    self._stock.lose(kind, why, count)
+                if files:
+                    rows = db.execute(f"SELECT file {found} AND file IS NOT NULL", chunk)
+                    gone += [name for (name,) in rows if name not in gone]
+            db.execute(f"DELETE {found}", chunk)
+        self._in_hand.difference_update(seqs)
+        return gone
 
-    def _shrink(self, db: sqlite3.Connection, dropped: Counter[Key]) -> None:
-        goal = int(self._max_bytes * SHRINK_TO)
-        for kind in FIRST_TO_GO:
-            doomed, freed = [], 0
-            rows = db.execute("SELECT seq, link, size FROM records WHERE kind = ? ORDER BY seq", (kind,))
-            for seq, link, size in rows:
-                if self._bytes - freed <= goal:
-                    break
-                if seq > self._handed.get(link, 0):  # what is on its way stays, so that nobody hands it over in vain
-                    doomed.append(seq)
-                    freed += size
-                    dropped[link, kind] += 1
-            rows.close()
-            self._delete(db, doomed)
+    # -- room ---------------------------------------------------------------------------------------------------------
 
-    def next_batch(self, link: str, after: int, limit: int) -> Batch:
-        """Committed records of `link` beyond `after`, in order, at most `limit` and about a megabyte."""
-        batch, size = Batch(), 0
+    def _make_room(self, db: sqlite3.Connection, outcome: Outcome, before: int) -> list[str]:
+        """Takes away what has no place any more. `before`: bytes of all records before this transaction."""
+        gone = self._remove(db, room.over_time(db, self._stock, self._limits, self._clock.now()), outcome)
+        for kind in room.FIRST_TO_GO:
+            gone += self._remove(db, room.over_quota(db, self._stock, self._limits, kind, self._in_hand), outcome)
+        most = self._limits.max_bytes
+        if self._stock.total_bytes > before and self._reserve.disk_is_short():
+            most = min(most, before)  # pages that are free already take what is new; the file does not grow
+        return gone + self._remove(db, room.over_all(db, self._stock, most, self._in_hand), outcome)
+
+    def _remove(self, db: sqlite3.Connection, victims: list[room.Victim], outcome: Outcome) -> list[str]:
+        gone: list[str] = []
+        for why, counted in (("expired", outcome.expired), ("dropped", outcome.dropped)):
+            chosen = [victim for victim in victims if victim.expired == (why == "expired")]
+            counted.update(victim.key for victim in chosen)
+            gone += self._delete(db, [victim.seq for victim in chosen], why)
+        return gone
+
+    def free_up(self, group: Sequence[Write]) -> Outcome:
+        """After a write found the disk full: gives up the reserve, then captures, then results, for what `group` needs.
+
+        Raises:
+            sqlite3.OperationalError, OSError: not even that can be written.
+        """
+        db = self._open_db
+        self._reserve.release()
+        needed = 2 * sum(len(write.out.payload) for write in group if isinstance(write, Append)) + (1 << 20)
+        worth = {write.kind for write in group if isinstance(write, Append)} | {
+            "report" for write in group if isinstance(write, PutInbox)
+        }
+        kinds = ("capture", "result") if worth & {"report", "result"} else ("capture",)
+        outcome = Outcome()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            most = max(0, self._stock.total_bytes - needed)
+            gone = self._remove(db, room.over_all(db, self._stock, most, self._in_hand, kinds), outcome)
+            self._stock.save(db)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            self._stock.load(db)
+            raise
+        self._blobs.remove(gone)
+        outcome.bytes, outcome.dead = dict(self._stock.bytes), self._grave.count
+        return outcome
+
+    def probe(self) -> Outcome:
+        """Whether the disk takes something again: writes a little where there is room for more.
+
+        Raises:
+            sqlite3.OperationalError, OSError: it does not.
+        """
+        if self._reserve.free_bytes() < PROBE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._anchored = -1e18
+        return self._write([])
+
+    def tidy(self) -> bool:
+        """When there is nothing else to do: gives free pages back to the disk. Whether there is more of it."""
+        db = self._open_db
+        self._reserve.take()
+        (free,) = db.execute("PRAGMA freelist_count").fetchone()
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        if free < VACUUM_FROM or 4 * free < pages:
+            return False
+        db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        (left,) = db.execute("PRAGMA freelist_count").fetchone()
+        return bool(left < free)
+
+    def over_time(self) -> bool:
+        """Whether a write would take away what is over its time."""
+        return bool(room.over_time(self._open_db, self._stock, self._limits, self._clock.now()))
+
+    def _note_the_clocks(self, db: sqlite3.Connection) -> None:
+        anchor = self._clock.anchor()
+        if anchor.age - self._anchored >= ANCHOR_S or anchor.age < self._anchored:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('clock', ?)", (anchor.packed(),))
+            self._anchored = anchor.age
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def next_batch(self, link: str, kind: str, limit: int) -> Batch:
+        """Committed records that were not given out yet, at most `limit` and about a megabyte.
+
+        In order, or the newest first where the class says so. What is given out stays out until it is forgotten,
+        buried or given back.
+        """
+        batch, size, key = Batch(), 0, (link, kind)
+        own, now = self._limits.of(kind), self._clock.now()
+        after = -1 if own.newest_first else self._after.get(key, -1)
+        way = "DESC" if own.newest_first else "ASC"
         rows = self._open_db.execute(
-            "SELECT seq, kind, body FROM records WHERE link = ? AND seq > ? ORDER BY seq LIMIT ?", (link, after, limit)
+            "SELECT seq, body, file, stored_at, expires_at, tries FROM records"
+            f" WHERE link = ? AND kind = ? AND seq > ? ORDER BY seq {way} LIMIT ?",
+            (link, kind, after, limit + len(self._in_hand)),
         )
-        for seq, kind, body in rows:
-            self._handed[link] = max(seq, self._handed.get(link, 0))
-            try:
-                batch.records.append((seq, kind, unpack_outbound(body)))
-            except DamagedRecordError:
-                batch.damaged.append((seq, kind))
-            size += len(body)
-            if size >= BATCH_BYTES:
+        for seq, body, file, stored_at, expires_at, tries in rows:
+            if seq in self._in_hand:
+                continue
+            self._in_hand.add(seq)
+            self._after[key] = max(seq, self._after.get(key, -1))
+            if _over(now, stored_at, own.ttl_s) or (expires_at is not None and expires_at <= now):
+                batch.expired.append((seq, kind))
+            else:
+                body = self._blobs.read(file) if file else body
+                size += len(body)
+                try:
+                    out = unpack_outbound(body)
+                    batch.records.append(Record(seq, kind, f"{self._epoch}-{seq}", out, expires_at, tries))
+                except DamagedRecordError:
+                    batch.damaged.append((seq, kind))
+            if size >= BATCH_BYTES or len(batch.records) + len(batch.expired) >= limit:
                 break
         rows.close()
         return batch
+
+    def dead(self) -> list[DeadLetter]:
+        """All dead letters, the oldest first."""
+        return self._grave.all(self._open_db, self._blobs)
 
     def inbox(self) -> list[tuple[str, Inbound, list[str]]]:
         """The requests that were acknowledged and have no outcome yet, in order of receipt."""
         found = []
         for key, body in self._open_db.execute("SELECT key, body FROM inbox ORDER BY place").fetchall():
             try:
-                message, targets = unpack_inbound(body, time.time(), time.monotonic())
+                message, targets = unpack_inbound(body, self._clock.now(), time.monotonic())
                 found.append((key, message, targets))
             except DamagedRecordError:
                 log.error("request %s in the spool's inbox is damaged and cannot be run", key)
         return found
 
     def close(self) -> None:
-        """Folds the log into the file; idempotent."""
+        """Notes the clocks and folds the log into the file; idempotent."""
+        if self._db is None:
+            return
+        try:
+            anchor = self._clock.anchor().packed()
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('clock', ?)", (anchor,))
+        finally:
+            self._drop_connection()
+
+    def _drop_connection(self) -> None:
         if self._db is not None:
             db, self._db = self._db, None
             db.close()
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _over(now: float, stored_at: float, ttl_s: float | None) -> bool:
+    return ttl_s is not None and stored_at + ttl_s <= now
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether room might help: full, or a write that failed as it does where a file may not grow."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    return isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in ("full", "I/O"))

@@ -6,8 +6,9 @@ A record is msgpack with a CRC-32 before it: SQLite notices a broken page, not a
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -17,11 +18,19 @@ from agent.messages import Inbound, Outbound, Properties
 _CRC_BYTES = 4
 
 Key = tuple[str, str]  # (link, kind)
+KINDS = ("report", "result", "capture")
+DEAD = "dead"  # the kind under which dead letters are counted
 
 
 @dataclass(slots=True, eq=False)
 class Append:
-    """Keep `out` for `link`. `value`: how much a capture is worth, 0 to 1; those worth least go first."""
+    """Keep `out` for `link`.
+
+    Attributes:
+        value: how much a capture is worth, 0 to 1; those worth least go first.
+        stored_at: by the spool's clock, seconds.
+        dead: why it can never be handed over; None: it can.
+    """
 
     seq: int
     link: str
@@ -29,13 +38,48 @@ class Append:
     out: Outbound
     committed: Callable[[], None] | None = None
     value: float = 0.0
+    stored_at: float = 0.0
+    dead: str | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Forget:
-    """These records are in the next broker's hands."""
+    """These records leave: they are in the next broker's hands, or lost: `why` is ``expired`` or ``damaged`` then."""
 
     seqs: list[int]
+    why: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Lose:
+    """So many records of each kind were dropped before they came to the disk."""
+
+    counts: Counter[str]
+
+
+@dataclass(slots=True, eq=False)
+class Tried:
+    """The broker refused this record for now, so many times."""
+
+    seq: int
+    tries: int
+
+
+@dataclass(slots=True, eq=False)
+class Bury:
+    """This record can never be handed over, because of `why`: it is a dead letter."""
+
+    seq: int
+    why: str
+
+
+@dataclass(slots=True, eq=False)
+class Exhume:
+    """Dead letters back among the records (`retry`), or away for good. `seqs`: None for all."""
+
+    seqs: list[int] | None
+    retry: bool
+    committed: Callable[[], None] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +100,58 @@ class DropInbox:
     key: str
 
 
-Write = Append | Forget | PutInbox | DropInbox
+Write = Append | Forget | Lose | Tried | Bury | Exhume | PutInbox | DropInbox
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """A committed record as the outbox gets it.
+
+    Attributes:
+        id: the same whenever it is sent: who gets it twice knows it by that.
+        expires_at: by the spool's clock, seconds; None: never.
+        tries: how often the broker has refused it.
+    """
+
+    seq: int
+    kind: str
+    id: str
+    out: Outbound
+    expires_at: float | None = None
+    tries: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class DeadLetter:
+    """What can never be handed over as it is."""
+
+    seq: int
+    link: str
+    kind: str
+    size: int
+    topic: str
+    why: str
+    at: float
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a group of writes.
+
+    Attributes:
+        dropped: for want of room, for a quota or because they cannot be written.
+        expired: because their time was over.
+        revived: dead letters that are records again.
+        lost: all that was there before, with a broken file.
+        bytes: how much the records of each key take now; None where nothing was written.
+    """
+
+    dropped: Counter[Key] = field(default_factory=Counter)
+    expired: Counter[Key] = field(default_factory=Counter)
+    revived: Counter[Key] = field(default_factory=Counter)
+    lost: bool = False
+    bytes: dict[Key, int] | None = None
+    dead: int = 0
 
 
 class DamagedRecordError(Exception):
@@ -78,7 +173,7 @@ def pack_inbound(message: Inbound, targets: Sequence[str], received_at: float) -
     """`message` and its targets as bytes.
 
     Args:
-        received_at: when it was received, seconds since 1970: the monotonic clock does not outlive a boot.
+        received_at: when it was received, by the spool's clock: the monotonic clock does not outlive a boot.
     """
     return _pack(
         [
@@ -98,7 +193,7 @@ def unpack_inbound(body: bytes, now: float, monotonic: float) -> tuple[Inbound, 
     """What `pack_inbound` was given, without its ticket: no acknowledgement outlives its connection.
 
     Args:
-        now: seconds since 1970.
+        now: by the spool's clock.
         monotonic: the monotonic clock at `now`; the message's receipt is given on it, so that its expiry goes on.
 
     Raises:

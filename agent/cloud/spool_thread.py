@@ -1,8 +1,9 @@
 """The spool's thread: it gathers what waits into one commit, and answers what is asked of the file.
 
 While it syncs, what comes meanwhile waits for the next commit (group commit), so that a burst costs few syncs. No error
-ends it: a disk that is full or fails is tried again, a broken file is begun anew, and a record that cannot be written
-at all is left out, logged and counted.
+ends it: on a disk that is full it makes room among what it has, then lets go of new captures and, a try later, of
+results for the cloud, so that nobody waits for them; all else is tried again. A broken file is begun anew, and a record
+that cannot be written at all is left out, logged and counted.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections import Counter
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from agent.cloud.spool_file import Outcome, SpoolFile, is_corrupt
-from agent.cloud.spool_records import Append, Key, Write
+from agent.cloud.spool_file import Opened, SpoolFile, disk_is_full
+from agent.cloud.spool_layout import is_corrupt
+from agent.cloud.spool_records import Append, Outcome, Write
 from agent.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0  # between tries on a disk that is full or fails
+IDLE_S = 1.0  # without work, after which free pages go back to the disk
+LOOK_S = 30.0  # how often an idle spool looks for what is over its time
+HELD_LINK = "local"  # while it is down nobody asks there, so that its results hold up nothing
 
 
 @dataclass(slots=True, eq=False)
@@ -35,31 +40,37 @@ class Read:
 
 
 Item = Write | Read
+Settled = Callable[[list[Write], Outcome], None]
 
 
 class SpoolThread:
     """Owns `file`; only `start`, `put` and `stop` belong to the loop's thread.
 
     Args:
-        settled: called on the loop with each group that is on the disk.
+        settled: called on the loop with each group that is on the disk, or was let go.
+        troubled: called on the loop with whether results and captures are let go from now on, when that changes.
     """
 
     def __init__(
         self,
         file: SpoolFile,
         loop: asyncio.AbstractEventLoop,
-        settled: Callable[[list[Write], Outcome], None],
+        settled: Settled,
+        troubled: Callable[[bool], None],
     ) -> None:
         self._file = file
         self._loop = loop
         self._settled = settled
+        self._troubled = troubled
+        self._failures = 0
+        self._retry_at = 0.0
         self._queue: queue.SimpleQueue[list[Item] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
-        self._opened: asyncio.Future[tuple[int, Counter[Key]]] = loop.create_future()
+        self._opened: asyncio.Future[Opened] = loop.create_future()
         self._closed: asyncio.Future[None] = loop.create_future()
 
-    async def start(self) -> tuple[int, Counter[Key]]:
-        """Opens the file; returns its highest seq and its records' count.
+    async def start(self) -> Opened:
+        """Opens the file; returns what it holds.
 
         Raises:
             ConfigError: SPOOL_UNAVAILABLE.
@@ -85,12 +96,16 @@ class SpoolThread:
             return
         self._post(self._opened.set_result, stock)
         writes: list[Write] = []
-        failing = False
+        wait_s = IDLE_S
         while True:
-            reads, stop = self._gather(writes, RETRY_S if failing else None)
-            failing = not self._commit(writes, failing)
-            if not failing:
-                writes = []
+            reads, stop = self._gather(writes, RETRY_S if self._failures else wait_s)
+            if self._failures and not stop and time.monotonic() < self._retry_at:
+                pass  # what comes meanwhile waits, too
+            elif writes or self._failures:
+                wait_s = IDLE_S
+                writes = self._commit(writes)
+            elif not reads and not stop:
+                wait_s = self._tidy()
             self._answer(reads)
             if stop:
                 break
@@ -100,7 +115,7 @@ class SpoolThread:
             log.error("the spool cannot be closed, which loses nothing: %s", error)
         self._post(self._closed.set_result, None)
 
-    def _gather(self, writes: list[Write], wait_s: float | None) -> tuple[list[Read], bool]:
+    def _gather(self, writes: list[Write], wait_s: float) -> tuple[list[Read], bool]:
         """Takes all that waits, or waits for it; writes go to `writes`. Returns the questions, and whether to stop."""
         reads: list[Read] = []
         try:
@@ -116,23 +131,70 @@ class SpoolThread:
             return reads, False
         return reads, True
 
-    def _commit(self, writes: list[Write], failing: bool) -> bool:
-        """Whether `writes` are on the disk now (or are such that they never can be)."""
-        if not writes:
-            return True
+    def _tidy(self) -> float:
+        """What is done when nothing else is; returns how long to wait before the next time."""
         try:
-            outcome = self._file.write(writes)
+            if self._file.over_time():
+                self._post(self._settled, [], self._file.write([]))
+                return 0.0
+            return 0.0 if self._file.tidy() else LOOK_S
+        except (sqlite3.Error, ConfigError, OSError) as error:
+            self._repair(error)
+            return LOOK_S
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def _commit(self, writes: list[Write]) -> list[Write]:
+        """What is still to be written afterwards: nothing, unless the disk takes nothing."""
+        try:
+            outcome = self._write(writes) if writes else self._file.probe()
         except (sqlite3.OperationalError, ConfigError, OSError) as error:
-            if not failing:
-                log.error("the spool cannot write and tries again: %s", error)
-            return False
+            return self._failed(writes, error)
         except Exception:
             log.exception("the spool cannot write %d records together and writes them one by one", len(writes))
             outcome = self._commit_each(writes)
-        if failing:
+        if self._failures:
             log.warning("the spool writes again")
+            self._failures = 0
+            self._post(self._troubled, False)
         self._post(self._settled, writes, outcome)
-        return True
+        return []
+
+    def _write(self, writes: list[Write]) -> Outcome:
+        try:
+            return self._file.write(writes)
+        except (sqlite3.OperationalError, OSError) as error:
+            if not disk_is_full(error):
+                raise
+            if not self._failures:
+                log.warning("the disk is full (%s): the spool makes room among what it holds", error)
+        freed = self._file.free_up(writes)
+        self._post(self._settled, [], freed)
+        return self._file.write(writes)
+
+    def _failed(self, writes: list[Write], error: Exception) -> list[Write]:
+        """Lets go of what others would wait for: captures at once, results for the cloud at the second try."""
+        if not self._failures:
+            log.error("the spool cannot write and tries again: %s", error)
+        self._failures += 1
+        self._retry_at = time.monotonic() + RETRY_S
+        if self._failures == 2:
+            log.error("the spool still cannot write: results for the cloud are dropped until it can")
+            self._post(self._troubled, True)
+        kinds = ("capture",) if self._failures == 1 else ("capture", "result")
+        shed = [
+            write
+            for write in writes
+            if isinstance(write, Append)
+            and write.kind in kinds
+            and (write.kind == "capture" or write.link != HELD_LINK)
+        ]
+        if shed:
+            outcome = Outcome()
+            outcome.dropped.update((write.link, write.kind) for write in shed)
+            self._post(self._settled, list(shed), outcome)
+        gone = set(map(id, shed))
+        return [write for write in writes if id(write) not in gone]
 
     def _commit_each(self, writes: list[Write]) -> Outcome:
         """One write that SQLite or msgpack cannot take must not hold up the others."""
@@ -141,12 +203,17 @@ class SpoolThread:
             try:
                 outcome = self._file.write([write])
                 total.dropped += outcome.dropped
+                total.expired += outcome.expired
+                total.revived += outcome.revived
                 total.lost |= outcome.lost
+                total.bytes, total.dead = outcome.bytes, outcome.dead
             except Exception as error:
                 log.error("a record cannot be written and is dropped: %s", error)
                 if isinstance(write, Append):
                     total.dropped[write.link, write.kind] += 1
         return total
+
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     def _answer(self, reads: list[Read]) -> None:
         for read in reads:

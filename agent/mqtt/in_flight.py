@@ -16,6 +16,7 @@ from agent.messages import Outbound
 from agent.mqtt.codec import DUP, puback
 
 Done = Callable[[], None]
+Refused = Callable[[str, bool], None]
 Encode = Callable[[Outbound, int], bytes]
 # AWS IoT Core takes 100 unacknowledged publishes from a connection; more gains nothing on a local broker either.
 WINDOW = 100
@@ -36,11 +37,13 @@ class Departure:
         packet: encoded, in the version that the link speaks.
         sent: it was written to a connection, this one or an earlier one.
         losses: connections that the broker closed while this was the oldest message without PUBACK.
+        refused: called in place of `done` where the broker refuses it, with why and whether it may take it later.
     """
 
     out: Outbound
     done: Done | None
     packet: bytes
+    refused: Refused | None = None
     sent: bool = False
     losses: int = 0
 
@@ -68,7 +71,7 @@ class Departures:
             if self._last_id not in self._messages:
                 return self._last_id
 
-    def send(self, out: Outbound, done: Done | None, encode: Encode) -> None:
+    def send(self, out: Outbound, done: Done | None, encode: Encode, refused: Refused | None = None) -> None:
         """Writes it now, or queues it behind the others where the window is full.
 
         Raises:
@@ -78,7 +81,7 @@ class Departures:
         if len(self._messages) >= MAX_OUTSTANDING:
             raise TransientError("LINK_FULL", f"{MAX_OUTSTANDING} messages wait for the broker's acknowledgement.")
         packet_id = self.next_id()
-        departure = Departure(out, done, encode(out, packet_id))
+        departure = Departure(out, done, encode(out, packet_id), refused)
         queued = bool(self._waiting) or len(self._messages) >= self._window()
         self._messages[packet_id] = departure
         if queued or self._write is None:

@@ -23,8 +23,8 @@ from agent.mqtt import codec
 from agent.mqtt.connecting import address_of
 from agent.mqtt.control import RECEIVE_MAXIMUM, SESSION_EXPIRY_S, Identity
 from agent.mqtt.filters import FilterSet
-from agent.mqtt.in_flight import Arrivals, Departure, Departures, Done
-from agent.mqtt.reasons import name_of
+from agent.mqtt.in_flight import Arrivals, Departure, Departures, Done, Refused
+from agent.mqtt.reasons import FOR_NOW, name_of
 from agent.mqtt.reconnecting import STABLE_S, STOP_TIMEOUT_S, Keeper
 from agent.mqtt.session import Session, Terms
 from agent.mqtt.stream import PacketStream
@@ -139,8 +139,11 @@ class Link:
         await self._keeper.stop(self._session)
         self._down()
 
-    def publish(self, out: Outbound, done: Done | None = None) -> None:
+    def publish(self, out: Outbound, done: Done | None = None, refused: Refused | None = None) -> None:
         """Publishes. `done` runs at the PUBACK, over reconnects too; at QoS 0 before this returns.
+
+        Where the broker refuses it `refused` runs in its place, with why and whether it may take it later; without
+        `refused` it is dropped, counted, and `done` runs.
 
         Never publish again what this took at QoS 1. A QoS 0 message is dropped, and counted in `dropped`, where the
         connection takes no more.
@@ -153,7 +156,7 @@ class Link:
         if stream is None:
             raise TransientError("LINK_DOWN", f"The link {self.name} is not connected.")
         if out.qos:
-            self._departures.send(out, done, self._encode)
+            self._departures.send(out, done, self._encode, refused)
             return
         packet = self._encode(out, 0)
         if stream.congested:
@@ -246,7 +249,7 @@ class Link:
         if departure is None:
             return
         if reason >= 0x80:
-            self._lost(departure, f"refused by the broker ({name_of(reason)})")
+            self._lost(departure, f"refused by the broker ({name_of(reason)})", for_now=reason in FOR_NOW)
         elif departure.done is not None:
             self._guarded(departure.done)
 
@@ -320,7 +323,11 @@ class Link:
                 properties = codec.encode_properties(NO_PROPERTIES, self._own_encoded)
         return codec.encode_publish(out, packet_id, properties)
 
-    def _lost(self, departure: Departure, why: str) -> None:
+    def _lost(self, departure: Departure, why: str, *, for_now: bool = False) -> None:
+        if departure.refused is not None:
+            refused = departure.refused
+            self._guarded(lambda: refused(why, for_now))
+            return
         self.dropped += 1
         logger.error("link %s: MESSAGE_REFUSED: a message on %s was %s", self.name, departure.out.topic, why)
         if departure.done is not None:

@@ -12,6 +12,8 @@ _BAD_CLIENT_ID = 0x85
 _LOGIN = frozenset((0x86, 0x87, 0x8A, 0x8C))
 _GOING_DOWN = frozenset((0x88, 0x89, 0x8B, 0x9F))
 _TAKEN_OVER = 0x8E
+# A message that is refused with these may be taken later: unspecified, implementation specific, quota exceeded.
+FOR_NOW = frozenset((0x80, 0x83, 0x97))
 _NAMES = {
     0x00: "normal disconnection",
     0x80: "unspecified error",

@@ -6,6 +6,7 @@ the commands.
 
 from agent.settings.values import (
     EMBEDDED,
+    AnswerLimits,
     Caps,
     FetchLimits,
     Link,
@@ -13,6 +14,8 @@ from agent.settings.values import (
     Quotas,
     Retention,
     Settings,
+    SpoolClass,
+    SpoolLimits,
     Subscription,
     Topics,
     TrustedKey,
@@ -20,6 +23,7 @@ from agent.settings.values import (
 
 __all__ = [
     "EMBEDDED",
+    "AnswerLimits",
     "Caps",
     "FetchLimits",
     "Link",
@@ -27,6 +31,8 @@ __all__ = [
     "Quotas",
     "Retention",
     "Settings",
+    "SpoolClass",
+    "SpoolLimits",
     "Subscription",
     "Topics",
     "TrustedKey",

@@ -1,11 +1,13 @@
-"""Bounds in topics.yaml of what deployments ask for, fetch, unpack and leave behind."""
+"""The sections of topics.yaml that are bounds: of deployments, of the spool, of what is remembered."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from agent.settings import Caps, FetchLimits, Quotas, Retention
+from agent.settings import AnswerLimits, Caps, FetchLimits, Quotas, Retention, SpoolLimits
 from agent.settings.file import Value
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -29,6 +31,28 @@ UNPACK = {
     "max_name_bytes": ("name_bytes", 1, "count"),
     "max_ratio": ("ratio", 1, "count"),
 }
+SPOOL = {
+    "max_bytes": ("max_bytes", 2**20, "size"),
+    "free_bytes": ("free_bytes", 0, "size"),
+    "file_bytes": ("file_bytes", 4096, "size"),
+    "memory_bytes": ("memory_bytes", 2**16, "size"),
+    "tries": ("tries", 1, "count"),
+}
+CLASSES = ("report", "result", "capture")
+CLASS = {
+    "max_bytes": ("max_bytes", 0, "size"),
+    "max_count": ("max_count", 0, "count"),
+    "ttl": ("ttl_s", 1, "duration"),
+    "order": ("newest_first", 0, "order"),
+    "weight": ("weight", 1, "count"),
+}
+DEAD = {"max_bytes": ("max_bytes", 0, "size"), "max_count": ("max_count", 0, "count")}
+ANSWERS = {
+    "max_count": ("max_count", 0, "count"),
+    "max_bytes": ("max_bytes", 0, "size"),
+    "keep": ("keep_s", 1, "duration"),
+}
+DURATIONS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 RETENTION = {"groups": ("groups", 2, "count"), "max_bytes": ("max_bytes", 1, "size")}
 QUOTAS = {
     "resources": ("resources", 0, "count"),
@@ -60,15 +84,38 @@ def read_quotas(value: Value | None) -> Quotas:
     return Quotas(**_fields(value, QUOTAS))
 
 
+def read_spool(value: Value | None) -> SpoolLimits:
+    """What is kept until a broker takes it."""
+    given = value.mapping((*SPOOL, *CLASSES, "dead")) if value else {}
+    default = SpoolLimits()
+    found: dict[str, Any] = _given({key: each for key, each in given.items() if key in SPOOL}, SPOOL)
+    for kind in CLASSES:
+        found[kind] = replace(default.of(kind), **_fields(given.get(kind), CLASS))
+    found["dead"] = replace(default.dead, **_fields(given.get("dead"), DEAD))
+    return SpoolLimits(**found)
+
+
+def read_answers(value: Value | None) -> AnswerLimits:
+    """What is remembered for who asks again."""
+    return AnswerLimits(**_fields(value, ANSWERS))
+
+
 def _fields(value: Value | None, keys: Keys) -> dict[str, Any]:
-    given = value.mapping(keys) if value else {}
+    return _given(value.mapping(keys) if value else {}, keys)
+
+
+def _given(given: Mapping[str, Value], keys: Keys) -> dict[str, Any]:
     found = {keys[key][0]: _number(each, *keys[key][1:]) for key, each in given.items()}
     return {field: number for field, number in found.items() if number is not None}
 
 
-def _number(value: Value, least: int, kind: str) -> float | None:
+def _number(value: Value, least: int, kind: str) -> float | bool | None:
     if kind == "count":
         return value.integer(least, 10**8)
+    if kind == "duration":
+        return _duration(value)
+    if kind == "order":
+        return _newest_first(value)
     return _size(value, least) if kind == "size" else _seconds(value)
 
 
@@ -83,6 +130,22 @@ def _size(value: Value, least: int) -> int | None:
         value.problem(f"`{value.name}` must be from {least} bytes to 1024 TiB")
         return None
     return size
+
+
+def _duration(value: Value) -> float | None:
+    found = re.fullmatch(r"([0-9]{1,9}) ?([a-z]*)", value.word or "")
+    unit = DURATIONS.get(found[2] or "s") if found else None
+    if found is None or unit is None or not int(found[1]):
+        value.problem(f"`{value.name}` must be a time, such as 90 s, 30 min, 12 h or 7 d")
+        return None
+    return float(found[1]) * unit
+
+
+def _newest_first(value: Value) -> bool | None:
+    if value.word not in ("oldest", "newest"):
+        value.problem(f"`{value.name}` must be `oldest` or `newest`: which record of the class goes out first")
+        return None
+    return value.word == "newest"
 
 
 def _seconds(value: Value) -> float | None:

@@ -15,7 +15,7 @@ from agent.public_keys import MAX_FILE_BYTES, raw_public_key
 from agent.routing.topics import filter_problem, name_problem
 from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey, rules
 from agent.settings.file import Problems, Value, read
-from agent.settings.limits import read_fetch, read_quotas, read_retention, read_unpack
+from agent.settings.limits import read_answers, read_fetch, read_quotas, read_retention, read_spool, read_unpack
 from agent.settings.links import read_links
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
@@ -31,6 +31,8 @@ KEYS = (
     "fetch",
     "unpack",
     "retention",
+    "spool",
+    "answers",
 )
 JOBS_KEYS = ("thing",)
 POLICY_KEYS = (
@@ -103,6 +105,8 @@ def _settings(root: Value, file: Path, problems: Problems) -> Settings:
         fetch=read_fetch(keys.get("fetch")),
         unpack=read_unpack(keys.get("unpack")),
         retention=read_retention(keys.get("retention")),
+        spool=read_spool(keys.get("spool")),
+        answers=read_answers(keys.get("answers")),
     )
 
 

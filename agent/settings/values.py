@@ -203,6 +203,68 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class SpoolClass:
+    """How records of one kind are kept.
+
+    Attributes:
+        max_bytes, max_count: the most that is kept, over all links; None: what the whole spool allows.
+        ttl_s: how long a record waits at most, seconds; None: for ever.
+        newest_first: the newest goes out first, which waives the order.
+        weight: the share of a link when other kinds wait too.
+    """
+
+    max_bytes: int | None = None
+    max_count: int | None = None
+    ttl_s: float | None = None
+    newest_first: bool = False
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolLimits:
+    """Bounds of the spool.
+
+    Attributes:
+        max_bytes: of all records together.
+        free_bytes: what stays free on its disk, a twentieth of the disk at most: below it the spool does not grow.
+        file_bytes: larger records are files beside the database.
+        memory_bytes: of what is not committed yet; above it no request is taken into the inbox.
+        tries: how often a record that its broker refuses for now is tried before it counts as dead.
+        dead: how much is kept of what can never be handed over.
+    """
+
+    max_bytes: int = 256 * 1024**2
+    free_bytes: int = 32 * 1024**2
+    file_bytes: int = 256 * 1024
+    memory_bytes: int = 16 * 1024**2
+    tries: int = 10
+    report: SpoolClass = SpoolClass(weight=4)
+    result: SpoolClass = SpoolClass(weight=8)
+    capture: SpoolClass = SpoolClass()
+    dead: SpoolClass = SpoolClass(max_bytes=16 * 1024**2, max_count=1000)
+
+    def of(self, kind: str) -> SpoolClass:
+        """The class of ``report``, ``result``, ``capture`` or ``dead``."""
+        found: SpoolClass = getattr(self, kind)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLimits:
+    """What is remembered of requests that had their outcome, for who asks again with the same id.
+
+    Attributes:
+        max_count: requests; 0 remembers none.
+        max_bytes: of these requests and their answers.
+        keep_s: how long, seconds.
+    """
+
+    max_count: int = 1024
+    max_bytes: int = 4 * 1024**2
+    keep_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything in topics.yaml.
 
@@ -215,6 +277,8 @@ class Settings:
         fetch: how sources are fetched.
         unpack: how much may come out of an archive.
         retention: what is kept of earlier groups.
+        spool: what is kept until a broker takes it.
+        answers: what is remembered for who asks again.
         jobs: the thing's name whose AWS IoT Jobs are a channel of deployments on the cloud link; None: they are not.
         warnings: what is doubtful in the file and stops nothing, each with its line; for the log and `marram check`.
     """
@@ -233,3 +297,5 @@ class Settings:
     fetch: FetchLimits = FetchLimits()
     unpack: Caps = Caps()
     retention: Retention = Retention()
+    spool: SpoolLimits = SpoolLimits()
+    answers: AnswerLimits = AnswerLimits()
