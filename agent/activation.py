@@ -292,6 +292,7 @@ class Activation:
                 "models": [model_config(model, generation.group) for model in models],
                 "secrets": told_secrets,
                 "mounts": views.mounts(state, home, seen),
+                "state_dir": str(home),
             },
             path=self._path,
             directory=home,
@@ -321,6 +322,8 @@ class Activation:
             "batch": {"max_size": function.batch.max_size, "max_delay_ms": function.batch.max_delay_ms},
             "handler": function.handler,
             "capture": function.capture is not None,
+            "concurrency": function.concurrency,
+            "timeout_s": function.timeout_s,
         }
 
     def _view(self, function: str, generation: _Generation) -> Path:

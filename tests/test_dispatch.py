@@ -292,3 +292,15 @@ def test_whatever_happens_each_request_has_exactly_one_outcome(steps: list[str],
             break
     assert len(bench.outcomes) == total
     assert all(len(outcomes) == 1 for outcomes in bench.outcomes.values())
+
+
+def test_a_worker_that_settles_what_is_late_is_left_alone_a_second_longer() -> None:
+    bench = Bench(timeout_s=3.0)
+    bench.pool.open()
+    [worker] = bench.workers
+    bench.pool.on_ready(worker, 16, settles_late=True)
+    bench.submit("a")
+    bench.clock.advance(3.9)
+    assert worker.alive
+    bench.clock.advance(0.2)
+    assert bench.codes("a") == ["FUNCTION_TIMEOUT"]

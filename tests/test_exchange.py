@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from agent.errors import FunctionError, RejectedError
 from agent.inference.capture import Capture
-from agent.inference.requests import Answer, Failure, Origin, Request
+from agent.inference.requests import Answer, Failure, Kept, Origin, Request
 from agent.messages import BINARY, JSON, MSGPACK, Inbound, Outbound, Properties
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.exchange import MAX_HOPS, Exchange, FunctionTraits
@@ -110,13 +110,20 @@ class World:
         properties_ = Properties(**properties)
         self.exchange.receive(Inbound(link, topic, payload, qos, properties=properties_, ticket=ticket, received_s=7.0))
 
-    def answer(self, *outputs: Any, reply_to: str | None = None, answer: Any = None, request: int = -1) -> None:
+    def answer(
+        self,
+        *outputs: Any,
+        reply_to: str | None = None,
+        answer: Any = None,
+        request: int = -1,
+        kept: Sequence[Kept] = (),
+    ) -> None:
         """The function gives these outputs, (topic, payload) each."""
         asked = self.requests[request]
         made = [(topic, kind_of(payload), payload) for topic, payload in outputs]
         plain = (JSON, answer) if answer is not None else None
         origin = Origin(asked.function, **MODEL)
-        asked.settle(asked, Answer(origin, asked.id, reply_to, made, plain))
+        asked.settle(asked, Answer(origin, asked.id, reply_to, made, plain, kept))
 
     def fail(self, code: str = "FUNCTION_RAISED", *, id: str | None = None, reply_to: str | None = None) -> None:
         asked = self.requests[-1]
@@ -383,6 +390,23 @@ def test_what_chance_does_not_keep_and_what_failed_is_no_sample() -> None:
     world.receive("s/a", response_topic="r")
     world.fail()
     assert [each.out.topic for each in world.sent] == ["r"]
+
+
+def test_what_a_function_keeps_itself_is_kept_whatever_the_policy_says() -> None:
+    for traits in (FunctionTraits(), FunctionTraits(capture=Capture(1.0))):
+        world = World([F], traits={"f": traits})
+        world.receive("s/a", b'{"x": 1}')
+        own = Kept("odd", (JSON, b'{"x": 2}'), ("application/msgpack", b"\x01"))
+        world.answer((None, b'{"y": 1}'), kept=[Kept("explicit"), own])
+        samples = [each.json for each in world.sent]
+        assert [(s["reason"], s["input"], s["output"]) for s in samples] == [
+            ("explicit", {"x": 1}, {"y": 1}),
+            ("odd", {"x": 2}, "AQ=="),
+        ]
+        assert len({s["id"] for s in samples}) == 2
+        assert world.acked == []
+        world.hand_over()
+        assert world.acked == [1]
 
 
 def test_a_message_waits_for_its_sample_to_be_safe() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import msgpack
 import pytest
 from worker_kit import BINARY, JSON, MSGPACK, WorkerChild, function_config, until, write_function
 
+from agent import commands
 from functions import frames, loading
+from tests.agent_kit import CORE, function, subscription
+from tests.conftest import Site
 
 # Requests wait until as many as the event says are under way together: the answer tells how many there were.
 TOGETHER = """
@@ -286,3 +290,39 @@ def test_names_of_the_sdk_that_bring_numpy_are_loaded_when_asked_for():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)
     with pytest.raises(ImportError):
         from functions.sdk import Nothing  # type: ignore[attr-defined]  # noqa: F401
+
+
+# -- in a whole agent -------------------------------------------------------------------------------------------------
+
+
+def test_an_async_function_in_an_agent(site: Site) -> None:
+    """Many at once in one worker, its own time-outs, samples to the cloud, and notes that outlive all of it."""
+    routes = [subscription("local", "in/+", "function:patient"), subscription("function:patient", "#", "local")]
+    body = function("patient", marram={"Concurrency": 8}, Timeout=1)
+    cloud = site.observer()
+    cloud.subscribe(f"marram/{CORE}/capture/patient")
+    with site.core() as core:
+        core.deploy(core.group("d1", resources=[], functions=[body], subscriptions=routes))
+        pids = core.worker_pids()
+        device = site.device()
+        device.subscribe("replies")
+        events = [{"seconds": 0.5}] * 8 + [{"seconds": 60, "keep": "never"}, {"seconds": 0, "keep": "worth it"}]
+        for n, event in enumerate(events):
+            device.publish("in/x", json.dumps(event), response_topic="replies", correlation=b"%d" % n)
+        answers = {m.properties.CorrelationData: json.loads(m.payload) for m in device.wait_for(len(events))}
+        assert max(answers[b"%d" % n]["under_way"] for n in range(8)) > 3, "they were under way together"
+        assert answers[b"8"]["error"]["code"] == "FUNCTION_TIMEOUT"
+        assert "error" not in answers[b"9"]
+        assert core.worker_pids() == pids, "no worker was ended for the one that was late"
+        [sample] = [json.loads(m.payload) for m in cloud.wait_for(1)]
+        assert (sample["reason"], sample["input"]) == ("worth it", events[9])
+        assert sample["output"] == {"seconds": 0}
+        core.deploy(core.group("d2", resources=[], functions=[body], subscriptions=routes))
+        core.stop()
+        core.start()
+        core.wait_ready("patient")
+        place = commands.Place(core.config)
+        answer = commands.infer(place, "patient", b'{"seconds": 0}', topic=None, content_type=None, timeout_s=30)
+        assert json.loads(answer.payload)["notes"] == len(events) + 1
+    device.close()
+    cloud.close()

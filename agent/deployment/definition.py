@@ -202,6 +202,7 @@ class Function:
         runtime: the runtime that it needs; None: its models'.
         meta: whether results that are JSON objects carry ``meta``.
         handler: Executable; None: ``handler``.
+        concurrency: requests that an async handler has under way at once in one worker; None: the worker's default.
     """
 
     id: str
@@ -227,6 +228,7 @@ class Function:
     secrets: tuple[str, ...] = ()
     start_timeout_s: float = 120.0
     runtime: str | None = None
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class Deadlines:
         for slot in list(self._slots):
             if not slot.in_flight or slot.condemned:
                 continue
-            left = slot.busy_since_s + self._timeout_s - now
+            left = slot.busy_since_s + self._timeout_s + slot.grace_s - now
             if left <= 0:
                 slot.condemn()
                 slot.worker.check(self._late())

@@ -17,7 +17,7 @@ from agent.errors import AgentError, FunctionError
 from agent.inference.deadlines import Deadlines
 from agent.inference.queueing import WorkQueue
 from agent.inference.requests import Answer, Clock, Failure, Observer, Origin, Request, Worker
-from agent.inference.slots import Slot, free
+from agent.inference.slots import GRACE_S, Slot, free
 
 MAX_TRIES: Final = 2
 FAILED_STARTS: Final = 3  # after so many in a row the function counts as failed and its requests are answered
@@ -162,12 +162,13 @@ class Pool:
 
     # -- what workers report ----------------------------------------------------------------------------------------
 
-    def on_ready(self, worker: Worker, max_batch: int) -> None:
+    def on_ready(self, worker: Worker, max_batch: int, *, settles_late: bool = False) -> None:
         slot = self._slots.get(worker)
         if slot is None:
             return
         slot.ready = True
         slot.max_batch = max_batch
+        slot.grace_s = GRACE_S if settles_late else 0.0
         self._failed_starts = 0
         self._pump()
         self._changed()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,6 +44,19 @@ class Request:
     sent_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A sample that the function itself keeps.
+
+    Attributes:
+        given, made: (content type, payload) in place of the request's payload and of the first result; None: these.
+    """
+
+    reason: str
+    given: tuple[str, bytes] | None = None
+    made: tuple[str, bytes] | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Answer:
     """What a function made of a request.
@@ -51,6 +64,7 @@ class Answer:
     Attributes:
         outputs: (topic or None for the default, content type, payload).
         answer: for a requester where there are no outputs: (content type, payload).
+        kept: what it keeps as training data whatever the capture policy says.
     """
 
     origin: Origin
@@ -58,6 +72,7 @@ class Answer:
     reply_to: str | None
     outputs: list[tuple[str | None, str, bytes]]
     answer: tuple[str, bytes] | None = None
+    kept: Sequence[Kept] = ()
 
 
 @dataclass(slots=True, eq=False)

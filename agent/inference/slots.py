@@ -10,6 +10,7 @@ from agent.inference.requests import Request, Worker
 
 SENT_AHEAD_S: Final = 0.005  # work handed to a worker before it asks: enough to keep it busy, little to lose
 MAX_SENT_AHEAD: Final = 128
+GRACE_S: Final = 1.0  # a worker that settles what is late and has not by then does not run its event loop
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +25,7 @@ class Slot:
         service_s: what one request takes it, smoothed.
         busy_since_s: the clock when it began the request that it is at.
         max_batch: how many requests it takes at once.
+        grace_s: how much longer than the time-out it is left alone, because it settles what is late itself.
     """
 
     worker: Worker
@@ -35,6 +37,7 @@ class Slot:
     service_s: float = SENT_AHEAD_S
     busy_since_s: float = 0.0
     max_batch: int = 1
+    grace_s: float = 0.0
 
     @property
     def serves(self) -> bool:

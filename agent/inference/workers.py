@@ -17,7 +17,7 @@ from typing import Any, Final
 from agent.errors import AgentError, FunctionError
 from agent.inference.launching import Spec, launch, open_pidfd
 from agent.inference.pool import Pool
-from agent.inference.requests import Answer, Examination, Failure, Request, Worker
+from agent.inference.requests import Answer, Examination, Failure, Kept, Request, Worker
 from agent.inference.vitals import MemoryWatch, Pulse
 from agent.inference.wire import Wire, pair
 from functions import frames
@@ -133,17 +133,18 @@ class WorkerProcess:
         name, tier = self.spec.origin.function, facts.get("tier", "none")
         log.info("function %s: worker %d is ready (own view of the files: %s)", name, self.pid, tier)
         self.spec.seen(tier, facts.get("warnings", ()))
-        self._pool.on_ready(self, int(facts["max_batch"]))
+        self._pool.on_ready(self, int(facts["max_batch"]), settles_late=bool(facts.get("settles_late")))
 
     def _answer(self, header: list[Any], body: bytes) -> Answer:
-        _, _, request_id, reply_to, layout, plain = header
+        _, _, request_id, reply_to, layout, plain, *more = header
         outputs: list[tuple[str | None, str, bytes]] = []
         at = 0
         for topic, content_type, size in layout:
             outputs.append((topic, content_type, body if size == len(body) else body[at : at + size]))
             at += size
         answer = (plain[0], body[at : at + plain[1]]) if plain else None
-        return Answer(self.spec.origin, request_id, reply_to, outputs, answer)
+        kept = _kept(more[0], body, at + (plain[1] if plain else 0)) if more else ()
+        return Answer(self.spec.origin, request_id, reply_to, outputs, answer, kept)
 
     def _on_nonsense(self, error: Exception) -> None:
         self.kill(FunctionError("WORKER_CRASHED", f"The worker sent what is no frame: {error}."))
@@ -248,6 +249,21 @@ def not_started(reason: AgentError, pool: Pool, *, loop: asyncio.AbstractEventLo
     stillborn = _NotStarted()
     loop.call_soon(pool.on_lost, stillborn, reason)
     return stillborn
+
+
+def _kept(samples: list[Any], body: bytes, at: int) -> list[Kept]:
+    """The samples of a RESULT, whose own parts stand in `body` from `at` on."""
+    kept = []
+    for reason, *parts in samples:
+        own: list[tuple[str, bytes] | None] = []
+        for part in parts:
+            if part is None:
+                own.append(None)
+            else:
+                own.append((part[0], body[at : at + part[1]]))
+                at += part[1]
+        kept.append(Kept(reason, *own))
+    return kept
 
 
 def _signal_name(number: int) -> str:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from agent.errors import AgentError, FunctionError, RejectedError
 from agent.inference.capture import Capture, decide, sample
-from agent.inference.requests import Answer, Failure, Origin, Request
+from agent.inference.requests import Answer, Failure, Kept, Origin, Request
 from agent.messages import JSON, Inbound, Outbound, Properties
 from agent.routing.answers import (
     answer_topic_problem,
@@ -180,7 +180,10 @@ class Exchange:
         for topic, content_type, payload in answer.outputs:
             self._publish(request, answer, errand, topic, content_type, payload, properties)
         self._respond(request, answer, errand, properties)
-        self._capture(request, answer, errand)
+        if answer.kept:
+            self._keep(request, answer, errand)
+        else:
+            self._capture(request, answer, errand)
 
     def _publish(
         self,
@@ -285,21 +288,27 @@ class Exchange:
         with contextlib.suppress(RejectedError):  # logged and counted by the outbox
             self._send(message.link, "result", out, errand.delivery)
 
+    def _keep(self, request: Request, answer: Answer, errand: _Errand) -> None:
+        """The samples that the function keeps itself; the policy has no say then."""
+        for number, kept in enumerate(answer.kept, 1):
+            self._sample(request, answer, errand, kept, "" if number == 1 else f"-{number}")
+
     def _capture(self, request: Request, answer: Answer, errand: _Errand) -> None:
         traits = self._traits(request.function)
-        if traits.capture is None:
-            return
-        reason = decide(traits.capture, self._ports.random)
-        if reason is None:
-            return
+        reason = None if traits.capture is None else decide(traits.capture, self._ports.random)
+        if reason is not None:
+            self._sample(request, answer, errand, Kept(reason))
+
+    def _sample(self, request: Request, answer: Answer, errand: _Errand, kept: Kept, suffix: str = "") -> None:
+        kind = kind_of(request.content_type, self._traits(request.function).encoding)
         body = sample(
-            sample_id=f"{errand.delivery.key}-{request.function}",
-            reason=reason,
+            sample_id=f"{errand.delivery.key}-{request.function}{suffix}",
+            reason=kept.reason,
             origin=answer.origin,
             topic=request.topic,
             timestamp=self._ports.timestamp(),
-            given=(kind_of(request.content_type, traits.encoding), request.payload),
-            made=answer.outputs[0][1:] if answer.outputs else None,
+            given=kept.given or (kind, request.payload),
+            made=kept.made or (answer.outputs[0][1:] if answer.outputs else None),
         )
         out = Outbound(self._capture_topic(answer.origin), body, 1, properties=Properties(content_type=JSON))
         with contextlib.suppress(RejectedError):  # logged and counted by the outbox
