@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import trial
+from agent.capture.policy import Capture
 from agent.deployment import overlays, secrets
 from agent.deployment.definition import Function, Probation
 from agent.deployment.owners import check_local, groups_of, withheld_from
@@ -27,7 +28,6 @@ from agent.deployment.store import Group
 from agent.deployment.threads import in_thread
 from agent.errors import AgentError, FunctionError
 from agent.inference import launching, views, workers
-from agent.inference.capture import Capture
 from agent.inference.dispatch import Dispatcher
 from agent.inference.pool import Pool, PoolLimits
 from agent.inference.requests import Origin, Request, Worker
@@ -227,6 +227,14 @@ class Activation:
         """What the exchange needs to know of the group's functions."""
         return {function.id: _traits(function) for function in group.deployment.functions}
 
+    def captures(self, group: Group) -> dict[str, tuple[Capture, str | None]]:
+        """The capture policies of the group's functions, each with the version of the function's model."""
+        return {
+            function.id: (function.capture, _origin(function, group).version)
+            for function in group.deployment.functions
+            if function.capture is not None
+        }
+
     async def _prepare_if_it_can(self, group: Group) -> secrets.Opened:
         """At a start there is no other group to keep: a function without what it needs fails, and the rest runs."""
         try:
@@ -249,10 +257,7 @@ class Activation:
         return opened
 
     def _pool(self, function: Function, generation: _Generation) -> Pool:
-        group = generation.group
-        model = function.policies[0].resource if function.policies else None
-        version = f"sha256:{group.objects[model].hex}" if model else None
-        origin = Origin(function.id, model, version, group.deployment.id)
+        origin = _origin(function, generation.group)
         limits = PoolLimits(function.processes, function.timeout_s, function.batch.max_size)
 
         def start(pool: Pool) -> Worker:
@@ -338,9 +343,15 @@ def _note_view(function: str, generation: _Generation, _tier: str, warnings: Seq
             generation.remarks.append(text)
 
 
+def _origin(function: Function, group: Group) -> Origin:
+    model = function.policies[0].resource if function.policies else None
+    version = f"sha256:{group.objects[model].hex}" if model else None
+    return Origin(function.id, model, version, group.deployment.id)
+
+
 def _traits(function: Function) -> FunctionTraits:
-    capture = Capture(function.capture.rate) if function.capture else None
-    return FunctionTraits(JSON if function.encoding == "json" else BINARY, function.endpoint, capture)
+    encoding = JSON if function.encoding == "json" else BINARY
+    return FunctionTraits(encoding, function.endpoint, function.capture is not None)
 
 
 def _variables(function: Function) -> dict[str, str]:

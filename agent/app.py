@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import secrets
 import shutil
 import signal
@@ -19,6 +18,8 @@ from typing import Any
 
 from agent import instance
 from agent.activation import Activation
+from agent.capture.desk import CaptureDesk
+from agent.capture.keeper import Hold, Settled
 from agent.cloud import reports
 from agent.cloud.job_channel import JobChannel
 from agent.cloud.outbox import Outbox
@@ -79,6 +80,13 @@ class Agent:
         self.exchange = Exchange(
             settings.core, settings.topics, self.deliveries, _ExchangePorts(self), secrets.token_hex(4)
         )
+        self.captures = CaptureDesk(
+            settings,
+            loop=self.loop,
+            send=lambda out, value, done: self.outbox.send(self.control_link, "capture", out, done, value),
+            max_packet_bytes=lambda: self.links[self.control_link].max_packet_bytes,
+            timestamp=lambda: reports.timestamp(time.time()),
+        )
         self.exchange.one_link = settings.cloud is None
         self.routes = Routes(settings, self.links, self.control_link, self.exchange)
         self.store = Store(settings.state, settings.retention)
@@ -137,6 +145,7 @@ class Agent:
     async def start(self) -> None:
         """Starts everything in the order in which nothing waits for what is slower."""
         await self.spool.open()
+        await self.captures.open()
         group = await self.deployer.recover()
         for broker in self.brokers:
             await broker.start()
@@ -167,6 +176,7 @@ class Agent:
         await self.control.stop()
         for task in self._tasks:
             task.cancel()
+        await self.captures.close()
         await self.spool.close()
         for broker in self.brokers:
             await broker.stop()
@@ -210,6 +220,7 @@ class Agent:
 
     def _put_routes(self, group: Group | None) -> None:
         self.routes.put(group, self.activation)
+        self.captures.use(self.activation.captures(group) if group else {})
 
     async def _say_online(self) -> None:
         await self.routes.settled()
@@ -288,14 +299,14 @@ class _DeliveryPorts:
 
 class _ExchangePorts:
     def __init__(self, agent: Agent) -> None:
+        self._agent = agent
         self.submit: Callable[[Request], None] = agent.dispatcher.submit
         self.ready: Callable[[str], bool] = agent.dispatcher.ready
         self.send: Callable[[str, str, Outbound, Callable[[], None]], None] = agent.outbox.send
         self.now = agent.loop.time
-        self.random = random.random
 
-    def timestamp(self) -> str:
-        return reports.timestamp(time.time())
+    def capture(self, settled: Settled, hold: Hold) -> None:
+        self._agent.captures.consider(settled, hold)
 
 
 def _id_of(body: bytes) -> str | None:

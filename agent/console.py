@@ -56,6 +56,7 @@ class Console:
             "links": links,
             "dropped": dropped,
             "spool": self._agent.spool.summary(),
+            "capture": self._agent.captures.told(),
             "quarantine": list(self._agent.deployer.quarantine),
             "pid": os.getpid(),
             "last": True,

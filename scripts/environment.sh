@@ -136,3 +136,13 @@ fetch_recordings() {
     quietly "download the smart-watch recordings" \
         "$VENV/bin/python" -m pip download --disable-pip-version-check --quiet --no-deps --dest "$CACHE" aeon==1.6.0
 }
+
+# fetch_for_capture: what the tests of capture and scripts/circle read out of wheels that are never installed: the original
+# ML Feedback connector's sampling strategies, and scikit-learn's copy of the digits (UCI, E. Alpaydin and C. Kaynak, 1998).
+fetch_for_capture() {
+    ls "$CACHE"/feedbackloop-1.0.2-*.whl "$CACHE"/scikit_learn-1.7.2-*.whl >/dev/null 2>&1 && return
+    mkdir -p "$CACHE"
+    quietly "download the original's sampling strategies and the digits" \
+        "$VENV/bin/python" -m pip download --disable-pip-version-check --quiet --no-deps --dest "$CACHE" \
+        feedbackloop==1.0.2 scikit-learn==1.7.2
+}

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from agent.capture.policy import Capture, Random
 from agent.deployment.document import (
     AccessPolicy,
     Batch,
-    Capture,
     Deployment,
     FileSource,
     HttpsSource,
@@ -142,7 +142,7 @@ def test_the_whole_document_is_read() -> None:
     assert (activity.memory_kb, activity.pinned, activity.handler) == (262144, True, "handler")
     assert activity.policies == (AccessPolicy("activity-model", "ro"), AccessPolicy("other"))
     assert (activity.variables, activity.interpreter, activity.processes) == ({"LEVEL": "3"}, "mxnet", 2)
-    assert (activity.batch, activity.capture, activity.meta) == (Batch(8, 5), Capture("random", 0.1), False)
+    assert (activity.batch, activity.capture, activity.meta) == (Batch(8, 5), Capture(Random(0.1)), False)
     assert (v1.folder, v1.endpoint, v1.encoding, v1.timeout_s, v1.meta) == ("activity", False, "json", 3.0, True)
     assert (endpoint.folder, endpoint.endpoint) == (None, True)
     assert found.subscriptions == (
@@ -289,7 +289,6 @@ def test_all_problems_are_said_at_once() -> None:
 
 
 UNSUPPORTED = [
-    (at("Functions.0.Marram.Capture", {"Strategy": "margin", "Threshold": 0.1}), "margin"),
     (at(f"{F}.Environment.Execution", {"IsolationMode": "GreengrassContainer"}), "IsolationMode"),
     (at(f"{F}.Environment.Execution", {"RunAs": {"Uid": 0, "Gid": 0}}), "RunAs"),
 ]

@@ -11,8 +11,11 @@ from typing import Any
 import msgpack
 import pytest
 
+from agent.capture.budget import Budget
+from agent.capture.keeper import Hold, Keeper, Settled
+from agent.capture.policy import Capture, Random
+from agent.capture.samples import Sample
 from agent.errors import FunctionError, RejectedError
-from agent.inference.capture import Capture
 from agent.inference.requests import Answer, Failure, Kept, Origin, Request
 from agent.messages import BINARY, JSON, MSGPACK, Inbound, Outbound, Properties
 from agent.routing.deliveries import Deliveries, Delivery
@@ -57,6 +60,7 @@ class World:
     routes: list[tuple[str, str, str]]
     traits: dict[str, FunctionTraits] = field(default_factory=dict)
     one_link: bool = False
+    captured: float | None = None  # the rate of f's samples
 
     def __post_init__(self) -> None:
         self.sent: list[Sent] = []
@@ -69,6 +73,10 @@ class World:
         self.exchange.subscriptions = Subscriptions([Subscription(*route) for route in self.routes])
         self.exchange.traits = self.traits
         self.exchange.one_link = self.one_link
+        self.keeper = Keeper(TOPICS.capture, JSON, Budget(None), _CapturePorts(self))
+        if self.captured is not None:
+            self.keeper.use({"f": (Capture(Random(self.captured)), None)})
+            self.exchange.traits = {"f": FunctionTraits(captured=True), **self.traits}
 
     # the ports
     def ack(self, link: str, ticket: int) -> None:
@@ -98,11 +106,8 @@ class World:
             raise RejectedError("MESSAGE_TOO_LARGE", "Too large for this broker.", "Send less.")
         self.sent.append(Sent(link, kind, out, done))
 
-    def timestamp(self) -> str:
-        return "2026-11-23T06:00:00.000Z"
-
-    def random(self) -> float:
-        return self.chance
+    def capture(self, settled: Settled, hold: Hold) -> None:
+        self.keeper.consider(settled, hold)
 
     # what a test does
     def receive(self, topic: str, payload: bytes = b"{}", link: str = "local", qos: int = 1, **properties: Any) -> None:
@@ -137,6 +142,29 @@ class World:
         """The brokers acknowledge all that was sent."""
         for each in self.sent:
             each.done()
+
+
+class _CapturePorts:
+    """The keeper's ports: its samples go out as all else does."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.now = self.clock = world.now
+
+    def random(self) -> float:
+        return self.world.chance
+
+    def timestamp(self) -> str:
+        return "2026-11-23T06:00:00.000Z"
+
+    def most_bytes(self) -> int:
+        return 1000
+
+    def send(self, out: Outbound, value: float, done: Callable[[], None]) -> None:
+        self.world.send("cloud", "capture", out, done)
+
+    def spill(self, sample: Sample, done: Callable[[], None]) -> bool:
+        return False
 
 
 def kind_of(payload: bytes) -> str:
@@ -346,9 +374,7 @@ def test_an_answer_that_is_too_large_becomes_an_error_answer() -> None:
 
 
 def test_a_broker_that_takes_nothing_at_all_holds_nothing_up() -> None:
-    world = World(
-        [F, ("local", "s/+", "cloud"), ("function:f", "#", "local")], {"f": FunctionTraits(capture=Capture(1))}
-    )
+    world = World([F, ("local", "s/+", "cloud"), ("function:f", "#", "local")], captured=1)
     world.too_large = lambda out: True
     world.receive("s/a", response_topic="r")
     world.answer((None, b"{}"))
@@ -359,19 +385,20 @@ def test_a_broker_that_takes_nothing_at_all_holds_nothing_up() -> None:
 
 
 def test_a_sample_holds_what_came_and_what_was_made_of_it() -> None:
-    world = World([F], traits={"f": FunctionTraits(capture=Capture(0.6))})
+    world = World([F], captured=0.6)
     world.receive("s/a", b'{"x": [1, 2.5]}', qos=0)
     world.answer((None, b'{"y": 1}'), ("b", b'{"y": 2}'))
     (sent,) = world.sent
     assert (sent.link, sent.kind, sent.out.topic, sent.out.qos) == ("cloud", "capture", "marram/press-7/capture/f", 1)
     assert sent.json.pop("id")
-    expected = {"reason": "random", "function": "f", **MODEL, "topic": "s/a", "timestamp": "2026-11-23T06:00:00.000Z",
+    expected = {"reason": "random", "function": "f", **MODEL, "topic": "s/a", "value": 0.5,
+                "timestamp": "2026-11-23T06:00:00.000Z",
                 "input": {"x": [1, 2.5]}, "output": {"y": 1}}  # fmt: skip
     assert {k: v for k, v in sent.json.items() if k != "id"} == expected
 
 
 def test_bytes_are_base64_in_a_sample_and_no_result_is_null() -> None:
-    world = World([F], traits={"f": FunctionTraits(BINARY, capture=Capture(1.0))})
+    world = World([F], traits={"f": FunctionTraits(BINARY, captured=True)}, captured=1.0)
     world.receive("s/a", b"\x00\xff")
     world.answer((None, b"\x01"))
     world.receive("s/a", b"{}", content_type="application/json; charset=utf-8")
@@ -382,7 +409,7 @@ def test_bytes_are_base64_in_a_sample_and_no_result_is_null() -> None:
 
 
 def test_what_chance_does_not_keep_and_what_failed_is_no_sample() -> None:
-    world = World([F], traits={"f": FunctionTraits(capture=Capture(0.5))})
+    world = World([F], captured=0.5)
     world.receive("s/a")
     world.answer()
     assert world.sent == [], "0.5 is not below 0.5"
@@ -393,8 +420,8 @@ def test_what_chance_does_not_keep_and_what_failed_is_no_sample() -> None:
 
 
 def test_what_a_function_keeps_itself_is_kept_whatever_the_policy_says() -> None:
-    for traits in (FunctionTraits(), FunctionTraits(capture=Capture(1.0))):
-        world = World([F], traits={"f": traits})
+    for captured in (None, 1.0):
+        world = World([F], captured=captured)
         world.receive("s/a", b'{"x": 1}')
         own = Kept("odd", (JSON, b'{"x": 2}'), ("application/msgpack", b"\x01"))
         world.answer((None, b'{"y": 1}'), kept=[Kept("explicit"), own])
@@ -403,6 +430,7 @@ def test_what_a_function_keeps_itself_is_kept_whatever_the_policy_says() -> None
             ("explicit", {"x": 1}, {"y": 1}),
             ("odd", {"x": 2}, "AQ=="),
         ]
+        assert samples[1]["output_type"] == "application/msgpack"
         assert len({s["id"] for s in samples}) == 2
         assert world.acked == []
         world.hand_over()
@@ -410,7 +438,7 @@ def test_what_a_function_keeps_itself_is_kept_whatever_the_policy_says() -> None
 
 
 def test_a_message_waits_for_its_sample_to_be_safe() -> None:
-    world = World([F], traits={"f": FunctionTraits(capture=Capture(1.0))})
+    world = World([F], captured=1.0)
     world.receive("s/a")
     world.answer()
     assert world.acked == []
@@ -422,10 +450,10 @@ def test_a_message_waits_for_its_sample_to_be_safe() -> None:
 
 
 def test_with_one_link_all_goes_out_on_it() -> None:
-    world = World([F, ("function:f", "#", "local")], {"f": FunctionTraits(capture=Capture(1.0))}, one_link=True)
+    world = World([F, ("function:f", "#", "local")], one_link=True)
     world.receive("s/a", qos=0)
     world.answer((None, b"{}"))
-    assert [(each.link, each.kind) for each in world.sent] == [("local", "result"), ("local", "capture")]
+    assert [(each.link, each.kind) for each in world.sent] == [("local", "result")]
 
 
 def test_keys_differ_from_those_of_any_other_message_and_run() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from agent.capture.policy import Capture
 from agent.settings import Subscription
 
 NEW: Final = "NewDeployment"
@@ -173,14 +174,6 @@ class Batch:
 
     max_size: int = 32
     max_delay_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """Which requests become training data: each with probability `rate`, 0..1."""
-
-    strategy: str
-    rate: float
 
 
 @dataclass(frozen=True, slots=True)

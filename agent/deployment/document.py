@@ -21,7 +21,6 @@ from agent.deployment.definition import (
     TYPES,
     AccessPolicy,
     Batch,
-    Capture,
     Deployment,
     FileSource,
     Function,
@@ -48,7 +47,7 @@ from agent.settings import Policy
 
 __all__ = [
     "ENDPOINT_ARN", "FORCE_RESET", "NEW", "REDEPLOYMENT", "RESET", "TYPES", "UNREADABLE",
-    "AccessPolicy", "Batch", "Capture", "Deployment", "FileSource", "Function", "HttpsSource", "Owner", "Probation",
+    "AccessPolicy", "Batch", "Deployment", "FileSource", "Function", "HttpsSource", "Owner", "Probation",
     "Resource", "S3Source", "SageMakerSource", "Source", "deployment_id_of", "parse", "read_accepted", "unsupported_in",
 ]  # fmt: skip
 

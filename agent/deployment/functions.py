@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from agent.deployment.captures import read_capture
 from agent.deployment.definition import (
     ENDPOINT_ARN,
     AccessPolicy,
     Batch,
-    Capture,
     Function,
     LocalResource,
     Resource,
@@ -34,7 +34,6 @@ LAMBDA_ARN: Final = re.compile(
 )
 # What V1's core ran as functions of its own: GGIPDetector, GGCloudSpooler, ..
 SYSTEM_ARN: Final = re.compile(r"arn:aws[a-z-]*:lambda:::function:GG[A-Za-z0-9_-]*(:[A-Za-z0-9$_-]{1,128})?")
-STRATEGIES_TO_COME: Final = ("least_confidence", "margin", "entropy")
 Known = Mapping[str, AnyResource]
 RESERVED_VARIABLE: Final = re.compile(r"AWS_GG_.*|MARRAM_.*|LD_PRELOAD|LD_AUDIT|PYTHON[A-Z]*")
 
@@ -272,7 +271,7 @@ def _extra(fields: Fields, interpreters: Mapping[str, str] | None) -> dict[str, 
         "processes": fields.integer("Processes", 1, 1, MAX_PROCESSES),
         "batch": _batch(fields),
         "concurrency": fields.integer("Concurrency", None, 1, MAX_BATCH),
-        "capture": _capture(fields),
+        "capture": read_capture(fields),
         "meta": fields.flag("Meta", True),
         "start_timeout_s": fields.number("StartTimeout", START_TIMEOUT_S, 0.1, MAX_START_TIMEOUT_S),
     }
@@ -298,20 +297,3 @@ def _batch(fields: Fields) -> Batch:
     delay = batch.integer("MaxDelayMs", 0, 0, 60_000)
     batch.done()
     return Batch(size or 32, delay or 0)
-
-
-def _capture(fields: Fields) -> Capture | None:
-    capture = fields.fields("Capture")
-    if capture is None:
-        return None
-    strategy = capture.text("Strategy", required=True)
-    rate = capture.number("Rate", None, 0.0, 1.0)
-    if strategy is not None and strategy.lower() in STRATEGIES_TO_COME:
-        capture.bad("Strategy", f"{strategy} is not supported yet; random is", UNSUPPORTED)
-        return None
-    if strategy is not None and strategy != "random":
-        capture.bad("Strategy", f"must be random, not {shown(strategy)}{nearest(strategy, ['random'])}")
-    if not capture.has("Rate"):
-        capture.bad("Rate", "is missing: the share of requests to keep, 0 to 1")
-    capture.done()
-    return Capture("random", float(rate or 0.0))

@@ -107,6 +107,11 @@ class Link:
         return RECEIVE_MAXIMUM_311 if self.protocol == 4 else RECEIVE_MAXIMUM
 
     @property
+    def max_packet_bytes(self) -> int:
+        """The largest packet that the broker takes, as it said last."""
+        return self._max_packet_bytes
+
+    @property
     def unacknowledged(self) -> int:
         """Messages received on this connection whose PUBACK has not left."""
         return len(self._arrivals)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from agent.capture.keeper import Hold, Settled
 from agent.errors import AgentError, FunctionError, RejectedError
-from agent.inference.capture import Capture, decide, sample
-from agent.inference.requests import Answer, Failure, Kept, Origin, Request
+from agent.inference.requests import Answer, Failure, Origin, Request
 from agent.messages import JSON, Inbound, Outbound, Properties
 from agent.routing.answers import (
     answer_topic_problem,
@@ -39,11 +39,12 @@ class FunctionTraits:
     Attributes:
         encoding: content type of a payload that does not say its own.
         endpoint: it speaks the Open Inference Protocol, whose requests name their id at the top.
+        captured: it has a capture policy.
     """
 
     encoding: str = JSON
     endpoint: bool = False
-    capture: Capture | None = None
+    captured: bool = False
 
 
 NO_TRAITS = FunctionTraits()
@@ -54,8 +55,7 @@ class Ports(Protocol):
     def ready(self, function: str) -> bool: ...
     def send(self, link: str, kind: str, out: Outbound, done: Callable[[], None]) -> None: ...
     def now(self) -> float: ...
-    def timestamp(self) -> str: ...
-    def random(self) -> float: ...
+    def capture(self, settled: Settled, hold: Hold) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +71,7 @@ class Exchange:
 
     Args:
         core: this core's name.
-        topics: where errors and samples go.
+        topics: where errors go.
         deliveries: the acknowledgement rule.
         ports: links, spool, functions, time.
         boot: makes the keys of this run differ from those of any other.
@@ -180,10 +180,7 @@ class Exchange:
         for topic, content_type, payload in answer.outputs:
             self._publish(request, answer, errand, topic, content_type, payload, properties)
         self._respond(request, answer, errand, properties)
-        if answer.kept:
-            self._keep(request, answer, errand)
-        else:
-            self._capture(request, answer, errand)
+        self._capture(request, answer, errand)
 
     def _publish(
         self,
@@ -288,35 +285,24 @@ class Exchange:
         with contextlib.suppress(RejectedError):  # logged and counted by the outbox
             self._send(message.link, "result", out, errand.delivery)
 
-    def _keep(self, request: Request, answer: Answer, errand: _Errand) -> None:
-        """The samples that the function keeps itself; the policy has no say then."""
-        for number, kept in enumerate(answer.kept, 1):
-            self._sample(request, answer, errand, kept, "" if number == 1 else f"-{number}")
-
     def _capture(self, request: Request, answer: Answer, errand: _Errand) -> None:
-        traits = self._traits(request.function)
-        reason = None if traits.capture is None else decide(traits.capture, self._ports.random)
-        if reason is not None:
-            self._sample(request, answer, errand, Kept(reason))
-
-    def _sample(self, request: Request, answer: Answer, errand: _Errand, kept: Kept, suffix: str = "") -> None:
-        kind = kind_of(request.content_type, self._traits(request.function).encoding)
-        body = sample(
-            sample_id=f"{errand.delivery.key}-{request.function}{suffix}",
-            reason=kept.reason,
-            origin=answer.origin,
-            topic=request.topic,
-            timestamp=self._ports.timestamp(),
-            given=kept.given or (kind, request.payload),
-            made=kept.made or (answer.outputs[0][1:] if answer.outputs else None),
+        traits, delivery = self._traits(request.function), errand.delivery
+        if not traits.captured and not answer.kept:
+            return
+        settled = Settled(
+            f"{delivery.key}-{request.function}",
+            answer.origin,
+            request.topic,
+            (kind_of(request.content_type, traits.encoding), request.payload),
+            answer.outputs[0][1:] if answer.outputs else None,
+            answer.kept,
         )
-        out = Outbound(self._capture_topic(answer.origin), body, 1, properties=Properties(content_type=JSON))
-        with contextlib.suppress(RejectedError):  # logged and counted by the outbox
-            self._send("cloud", "capture", out, errand.delivery)
+        self._ports.capture(settled, lambda: self._hold(delivery))
 
-    def _capture_topic(self, origin: Origin) -> str:
-        topic = self._topics.capture.replace("{function}", origin.function)
-        return topic.replace("{resource}", origin.model or "-").replace("{deployment}", origin.deployment or "-")
+    def _hold(self, delivery: Delivery) -> Callable[[], None]:
+        """Keeps a delivery open until what is given is called."""
+        delivery.open += 1
+        return lambda: self._deliveries.release(delivery)
 
     def _send(self, link: str, kind: str, out: Outbound, delivery: Delivery) -> None:
         """Sends what a delivery is then open for.

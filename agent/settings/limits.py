@@ -1,4 +1,4 @@
-"""The sections of topics.yaml that are bounds: of deployments, of the spool, of what is remembered."""
+"""The sections of topics.yaml that are bounds: of deployments, of the spool, of what is remembered and captured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from agent.settings import AnswerLimits, Caps, FetchLimits, Quotas, Retention, SpoolLimits
+from agent.settings import AnswerLimits, Caps, CaptureLimits, FetchLimits, Quotas, Retention, SpoolLimits
 from agent.settings.file import Value
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -61,6 +61,15 @@ QUOTAS = {
     "processes": ("processes", 0, "count"),
     "memory": ("memory_bytes", 1, "size"),
 }
+CAPTURE = {
+    "bytes_per_day": ("bytes_per_day", 1024, "size"),
+    "max_bytes": ("max_bytes", 512, "size"),
+    "disk_bytes": ("disk_bytes", 1024, "size"),
+    "format": ("encoding", 0, "format"),
+    "s3": ("s3", 0, "place"),
+}
+AWS_MESSAGE_BYTES = 128 * 1024  # AWS IoT Core endpoints and quotas: message size
+PLACE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()/-]{0,512})?")
 Keys = dict[str, tuple[str, int, str]]
 
 
@@ -100,6 +109,16 @@ def read_answers(value: Value | None) -> AnswerLimits:
     return AnswerLimits(**_fields(value, ANSWERS))
 
 
+def read_capture(value: Value | None, *, aws: bool) -> CaptureLimits:
+    """How much training data leaves the core. `aws`: whether samples go to AWS IoT Core."""
+    fields = _fields(value, CAPTURE)
+    if aws or fields.get("s3"):
+        fields.setdefault("max_bytes", AWS_MESSAGE_BYTES)
+    if value is not None and aws and fields["max_bytes"] > AWS_MESSAGE_BYTES:
+        value.problem(f"`capture.max_bytes` is over the {AWS_MESSAGE_BYTES} bytes that AWS IoT Core takes")
+    return CaptureLimits(**fields)
+
+
 def _fields(value: Value | None, keys: Keys) -> dict[str, Any]:
     return _given(value.mapping(keys) if value else {}, keys)
 
@@ -109,7 +128,11 @@ def _given(given: Mapping[str, Value], keys: Keys) -> dict[str, Any]:
     return {field: number for field, number in found.items() if number is not None}
 
 
-def _number(value: Value, least: int, kind: str) -> float | bool | None:
+def _number(value: Value, least: int, kind: str) -> float | bool | str | None:
+    if kind == "format":
+        return _format(value)
+    if kind == "place":
+        return _place(value)
     if kind == "count":
         return value.integer(least, 10**8)
     if kind == "duration":
@@ -117,6 +140,20 @@ def _number(value: Value, least: int, kind: str) -> float | bool | None:
     if kind == "order":
         return _newest_first(value)
     return _size(value, least) if kind == "size" else _seconds(value)
+
+
+def _format(value: Value) -> str | None:
+    if value.word in ("json", "msgpack"):
+        return value.word
+    value.problem(f"`{value.name}` must be json or msgpack")
+    return None
+
+
+def _place(value: Value) -> str | None:
+    if value.word and PLACE.fullmatch(value.word):
+        return value.word.rstrip("/")
+    value.problem(f"`{value.name}` must be s3://BUCKET or s3://BUCKET/PREFIX")
+    return None
 
 
 def _size(value: Value, least: int) -> int | None:

@@ -15,7 +15,7 @@ from agent.public_keys import MAX_FILE_BYTES, raw_public_key
 from agent.routing.topics import filter_problem, name_problem
 from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey, rules
 from agent.settings.file import Problems, Value, read
-from agent.settings.limits import read_answers, read_fetch, read_quotas, read_retention, read_spool, read_unpack
+from agent.settings.limits import read_answers, read_capture, read_fetch, read_quotas, read_retention, read_spool, read_unpack
 from agent.settings.links import read_links
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
@@ -33,6 +33,7 @@ KEYS = (
     "retention",
     "spool",
     "answers",
+    "capture",
 )
 JOBS_KEYS = ("thing",)
 POLICY_KEYS = (
@@ -107,6 +108,7 @@ def _settings(root: Value, file: Path, problems: Problems) -> Settings:
         retention=read_retention(keys.get("retention")),
         spool=read_spool(keys.get("spool")),
         answers=read_answers(keys.get("answers")),
+        capture=read_capture(keys.get("capture"), aws=(cloud or local).aws),
     )
 
 

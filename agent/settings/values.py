@@ -265,6 +265,25 @@ class AnswerLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureLimits:
+    """How much training data leaves the core, and how.
+
+    Attributes:
+        bytes_per_day: of all samples that are kept on one day (UTC); None: any number.
+        encoding: of samples, ``json`` or ``msgpack``.
+        max_bytes: of one sample as a message; what is larger goes to `s3`, or is dropped. None: what the broker takes.
+        s3: where payloads go that are too large for a message, ``s3://bucket/prefix``; None: nowhere.
+        disk_bytes: of those that wait on the core for their upload.
+    """
+
+    bytes_per_day: int | None = None
+    encoding: str = "json"
+    max_bytes: int | None = None
+    s3: str | None = None
+    disk_bytes: int = 256 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything in topics.yaml.
 
@@ -279,6 +298,7 @@ class Settings:
         retention: what is kept of earlier groups.
         spool: what is kept until a broker takes it.
         answers: what is remembered for who asks again.
+        capture: how much training data leaves the core.
         jobs: the thing's name whose AWS IoT Jobs are a channel of deployments on the cloud link; None: they are not.
         warnings: what is doubtful in the file and stops nothing, each with its line; for the log and `marram check`.
     """
@@ -299,3 +319,4 @@ class Settings:
     retention: Retention = Retention()
     spool: SpoolLimits = SpoolLimits()
     answers: AnswerLimits = AnswerLimits()
+    capture: CaptureLimits = CaptureLimits()

@@ -1,0 +1,252 @@
+"""From a settled request to its sample: kept or not, within the budget, counted, and on its way. Pure.
+
+Clock, randomness, the way out and the place for what is too large for a message are ports.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agent.capture.budget import Budget
+from agent.capture.judges import Bench, Seen
+from agent.capture.policy import Capture
+from agent.capture.samples import Payload, Sample, size, to_json, to_msgpack
+from agent.errors import RejectedError
+from agent.inference.requests import Kept, Origin
+from agent.messages import JSON, MSGPACK, Outbound, Properties
+
+log = logging.getLogger(__name__)
+
+Hold = Callable[[], Callable[[], None]]
+
+
+class Ports(Protocol):
+    def now(self) -> float: ...
+    def clock(self) -> float:
+        """Seconds since 1970."""
+
+    def random(self) -> float: ...
+    def timestamp(self) -> str: ...
+    def most_bytes(self) -> int:
+        """The largest payload that the samples' broker takes now."""
+
+    def send(self, out: Outbound, value: float, done: Callable[[], None]) -> None:
+        """On its way to the cloud; RejectedError where it can never go."""
+
+    def spill(self, sample: Sample, done: Callable[[], None]) -> bool:
+        """Keeps a sample whose payloads go to S3 first; whether there is such a place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A request that a function has answered.
+
+    Attributes:
+        id: the sample's id, if it becomes one.
+        given: the request's payload.
+        made: the first result's.
+        asked: the samples that the function itself asks for.
+    """
+
+    id: str
+    origin: Origin
+    topic: str
+    given: Payload
+    made: Payload | None
+    asked: Sequence[Kept] = ()
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of one function's requests: how many were seen, kept by reason, dropped by why, without scores."""
+
+    seen: int = 0
+    kept: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    without_scores: int = 0
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "seen": self.seen,
+            "kept": dict(self.kept),
+            "bytes": self.bytes,
+            "dropped": dict(self.dropped),
+            "without_scores": self.without_scores,
+        }
+
+
+class Keeper:
+    """Keeps samples.
+
+    Args:
+        topic: of samples, with `{function}`, `{resource}` and `{deployment}` to fill in.
+        encoding: of samples, ``application/json`` or ``application/msgpack``.
+
+    Attributes:
+        budget: the bytes that may be kept.
+        tallies: by function.
+        has_news: whether a reference has become whole; whoever writes it down says False.
+    """
+
+    def __init__(self, topic: str, encoding: str, budget: Budget, ports: Ports) -> None:
+        self.budget = budget
+        self.tallies: dict[str, Tally] = {}
+        self.has_news = False
+        self._topic = topic
+        self._encoding = encoding
+        self._ports = ports
+        self._benches: dict[str, tuple[tuple[Capture, str | None], Bench]] = {}
+        self._references: Mapping[str, Any] = {}
+        self._warned: set[tuple[str, str]] = set()
+
+    # -- policies -----------------------------------------------------------------------------------------------------
+
+    def use(self, policies: Mapping[str, tuple[Capture, str | None]]) -> None:
+        """Puts these policies, by function with the version of its model, into force.
+
+        What a policy remembers stays where neither it nor the version changes.
+        """
+        before, self._benches = self._benches, {}
+        for function, key in policies.items():
+            known = before.get(function)
+            self._benches[function] = known if known and known[0] == key else (key, self._bench(function, *key))
+
+    def _bench(self, function: str, policy: Capture, version: str | None) -> Bench:
+        bench = Bench(policy)
+        found = self._references.get(function)
+        if isinstance(found, dict) and found.get("policy") == repr(policy) and found.get("version") == version:
+            for meter, reference in zip(bench.meters, found.get("meters", ()), strict=False):
+                if isinstance(reference, dict):
+                    meter.restore(reference)
+        return bench
+
+    def references(self) -> dict[str, Any]:
+        """What the drift of each function is compared with, for `restore`."""
+        found = {}
+        for function, ((policy, version), bench) in self._benches.items():
+            meters = [meter.snapshot() for meter in bench.meters]
+            if any(meters):
+                found[function] = {"policy": repr(policy), "version": version, "meters": meters}
+        return found
+
+    def restore(self, references: Mapping[str, Any]) -> None:
+        """Has policies that come into force from now on go on with these references."""
+        self._references = references
+
+    # -- samples ------------------------------------------------------------------------------------------------------
+
+    def consider(self, settled: Settled, hold: Hold) -> None:
+        """Keeps a sample of a request, or does not.
+
+        Args:
+            hold: called for each sample that is kept; what it gives is called when the sample is safe.
+        """
+        if settled.asked:
+            for n, each in enumerate(settled.asked, 1):
+                id = settled.id if n == 1 else f"{settled.id}-{n}"
+                self._keep(settled, id, each.reason, 1.0, each.given or settled.given, each.made or settled.made, hold)
+            return
+        _, bench = self._benches.get(settled.origin.function, (None, None))
+        if bench is None:
+            return
+        ports, tally = self._ports, self._tally(settled.origin.function)
+        tally.seen += 1
+        seen = Seen(settled.topic, settled.given, settled.made, bench.policy.scores)
+        why = bench.reason(seen, ports.now(), ports.random)
+        self.has_news |= bench.has_new_reference()
+        if bench.needs_scores and seen.lacks_scores:
+            self._note_missing(settled.origin.function, tally)
+        if why is not None:
+            value = bench.value(seen, ports.random)
+            self._keep(settled, settled.id, why, value, settled.given, settled.made, hold)
+
+    def _keep(
+        self, settled: Settled, id: str, reason: str, value: float, given: Payload, made: Payload | None, hold: Hold
+    ) -> None:
+        ports, tally = self._ports, self._tally(settled.origin.function)
+        sample = Sample(id, reason, value, settled.origin, settled.topic, ports.timestamp(), given, made)
+        bytes_ = size(sample)
+        if not self.budget.admit(value, bytes_, ports.clock(), ports.random):
+            tally.dropped["budget"] += 1
+            return
+        # Not even encoded where it cannot be small enough: a camera's picture would be copied for nothing.
+        if len(given[1]) + len(made[1] if made else b"") > ports.most_bytes() or not self._send(sample, hold):
+            release = hold()
+            if not ports.spill(sample, release):
+                release()
+                self.budget.give_back(bytes_)
+                self._note_too_large(settled.origin.function, tally, bytes_)
+                return
+        tally.kept[reason] += 1
+        tally.bytes += bytes_
+
+    def _send(self, sample: Sample, hold: Hold) -> bool:
+        """Sends a sample; False where it is too large for a message."""
+        out = self.message(sample)
+        if len(out.payload) > self._ports.most_bytes():
+            return False
+        release = hold()
+        try:
+            self._ports.send(out, sample.value, release)
+        except RejectedError:  # logged and counted by the outbox
+            release()
+            self._tally(sample.origin.function).dropped["refused"] += 1
+        return True
+
+    def message(self, sample: Sample) -> Outbound:
+        """A sample as it is published."""
+        body = to_msgpack(sample) if self._encoding == MSGPACK else to_json(sample)
+        return Outbound(self._topic_of(sample.origin), body, 1, properties=Properties(content_type=self._encoding))
+
+    def _topic_of(self, origin: Origin) -> str:
+        topic = self._topic.replace("{function}", origin.function)
+        return topic.replace("{resource}", origin.model or "-").replace("{deployment}", origin.deployment or "-")
+
+    def _tally(self, function: str) -> Tally:
+        return self.tallies.setdefault(function, Tally())
+
+    # -- what is said once --------------------------------------------------------------------------------------------
+
+    def _note_missing(self, function: str, tally: Tally) -> None:
+        tally.without_scores += 1
+        if self._is_news(function, "scores"):
+            log.warning(
+                "CAPTURE_NO_SCORES: function %s: its Capture needs scores, and its results have none that can be told;"
+                " name where they are with Capture.Scores (docs/capture.md)",
+                function,
+            )
+
+    def _note_too_large(self, function: str, tally: Tally, bytes_: int) -> None:
+        tally.dropped["too_large"] += 1
+        if self._is_news(function, "too large"):
+            log.warning(
+                "CAPTURE_TOO_LARGE: function %s: a sample of %d bytes is over the %d of a message, and is dropped;"
+                " name a bucket for it with `capture.s3` in topics.yaml (docs/capture.md)",
+                function, bytes_, self._ports.most_bytes(),
+            )  # fmt: skip
+
+    def _is_news(self, function: str, what: str) -> bool:
+        if (function, what) in self._warned:
+            return False
+        self._warned.add((function, what))
+        return True
+
+    def told(self) -> dict[str, Any]:
+        """The counts, for `marram status`."""
+        functions = {name: self._told(name, tally) for name, tally in sorted(self.tallies.items())}
+        return {"today": self.budget.told(), "functions": functions}
+
+    def _told(self, function: str, tally: Tally) -> dict[str, Any]:
+        bench = self._benches[function][1] if function in self._benches else None
+        drift = [round(d, 4) for meter in (bench.meters if bench else ()) if (d := meter.distance) is not None]
+        return {**tally.told(), **({"drift": max(drift)} if drift else {})}
+
+
+def encoding_of(name: str) -> str:
+    """The content type of ``json`` or ``msgpack``."""
+    return MSGPACK if name == "msgpack" else JSON
