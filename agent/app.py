@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 import shutil
@@ -34,12 +35,13 @@ from agent.inference.dispatch import Dispatcher
 from agent.inference.requests import Request
 from agent.messages import Inbound, Outbound
 from agent.mqtt.broker import EmbeddedBroker
+from agent.mqtt.guard import guard_of, own_login
 from agent.mqtt.link import Link
 from agent.routes import FilterJournal, Routes
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.exchange import Exchange
-from agent.settings import EMBEDDED, Settings
 from agent.settings import Link as LinkSettings
+from agent.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class Agent:
     """One core's agent."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings = settings = dataclasses.replace(settings, local=own_login(settings.local))
         self._topics = settings.topics
         self.loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -103,8 +105,8 @@ class Agent:
         return JobChannel(self.settings.jobs, self.links[self.control_link], self.deployer, _id_of)
 
     def _build_brokers(self) -> list[EmbeddedBroker]:
-        listens = {each.listen for each in (self.settings.local, self.settings.cloud) if each and each.url == EMBEDDED}
-        return [EmbeddedBroker(listen) for listen in sorted(listens)]
+        local = self.settings.local
+        return [EmbeddedBroker(local.listen, guard_of(local))] if local.embedded else []
 
     def _build_links(self) -> dict[str, Link]:
         core = self.settings.core

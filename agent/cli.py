@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import agent
-from agent import cli_greengrass, cli_keys, cli_new, cli_package, cli_rollback, cli_spool
+from agent import cli_broker, cli_greengrass, cli_keys, cli_new, cli_package, cli_rollback, cli_spool
 from agent.errors import AgentError, ConfigError
 
 EX_CONFIG = 78
@@ -86,17 +86,6 @@ def _check(options: argparse.Namespace) -> int:
     cloud = "the same connection" if settings.cloud is None else settings.cloud.url
     print(f"{settings.file}: core {settings.core}, {len(settings.subscriptions)} subscriptions; "
           f"local {settings.local.url}, cloud {cloud}. Nothing wrong found.")  # fmt: skip
-    return 0
-
-
-def _broker(options: argparse.Namespace) -> int:
-    from agent.mqtt import broker
-    from agent.settings.reader import load
-
-    _log(options.log_level)
-    listen = options.listen or load(options.config).local.listen
-    print(f"broker on {listen}; end it with Ctrl-C", flush=True)
-    broker.main(listen)
     return 0
 
 
@@ -213,10 +202,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = add("run", _run, "Run the agent until SIGTERM or Ctrl-C.", "marram run --config /etc/marram/topics.yaml")
     add("check", _check, "Check the settings without running anything.", "marram check --config topics.yaml")
-    broker = add(
-        "broker", _broker, "Run the embedded broker alone, for testing.", "marram broker --listen 127.0.0.1:1883"
-    )
-    broker.add_argument("--listen", metavar="HOST:PORT", help="where to listen (default: as the settings say)")
+    broker = cli_broker.register(add, _log)
     for each in (run, broker):
         each.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
 

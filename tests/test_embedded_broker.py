@@ -125,14 +125,6 @@ def test_where_nobody_can_listen(listen: str) -> None:
         check_listen(listen)
 
 
-def test_an_address_that_others_reach_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    check_listen(f"0.0.0.0:{free_port()}")
-    assert "everybody" in caplog.text
-    caplog.clear()
-    check_listen(f"localhost:{free_port()}")
-    assert not caplog.text
-
-
 def test_it_ends_with_its_parent() -> None:
     port = free_port()
     code = f"""

@@ -47,6 +47,8 @@ PURE = (
     "agent.deployment.secret_resources",
     "agent.deployment.subscriptions",
     "agent.deployment.troubles",
+    "agent.certificates",
+    "agent.mqtt.access",
     "agent.mqtt.codec",
     "agent.mqtt.filters",
     "agent.mqtt.in_flight",
@@ -65,7 +67,7 @@ VALUES = ("agent", "agent.settings", "agent.settings.values")
 DEMO = "agent.demo"
 OWNERS = {
     "paho": ("agent.mqtt.control", DEMO),
-    "amqtt": ("agent.mqtt.broker",),
+    "amqtt": ("agent.mqtt.guarded",),
     "boto3": ("agent.deployment.sources", DEMO),
     "botocore": ("agent.deployment.sources", DEMO),
     "urllib3": ("agent.deployment.sources",),

@@ -389,7 +389,9 @@ def test_the_limits_of_aws_iot_core(tmp_path: Path) -> None:
 
 
 def test_what_is_doubtful_is_a_warning(tmp_path: Path) -> None:
-    read = load(tmp_path, "core: a\nfunctions: [here]\nlinks: {local: {url: embedded, listen: '0.0.0.0:1883'}}")
+    meant = "listen: '0.0.0.0:1883', allow_anonymous: true, allow_unencrypted: true"
+    text = f"core: a\nfunctions: [here]\nlinks: {{cloud: 'mqtt://127.0.0.1', local: {{url: embedded, {meant}}}}}"
+    read = load(tmp_path, text)
     assert [warning.split(": ")[0] for warning in read.warnings] == ["topics.yaml line 2", "topics.yaml line 3"]
 
 

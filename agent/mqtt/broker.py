@@ -3,8 +3,8 @@
 What it does not promise. It speaks MQTT 3.1.1 only: no response topics, user properties, message expiry or shared
 subscriptions. It keeps nothing: no session, no queued and no retained message outlives its process, and it holds
 nothing for a client that is away. It forgets a QoS 1 message that is not acknowledged within five seconds and does not
-send it again. It carries no ``$aws`` topics. It lets everybody in, so it listens on loopback unless told otherwise. For
-anything of that, run mosquitto and give its url.
+send it again. It carries no ``$aws`` topics. For anything of that, run mosquitto and give its url. Who is let in, and
+what they may do, is `guarded`'s matter.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import os
 import signal
 import socket
 import sys
+import time
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from agent.errors import AgentError, ConfigError, TransientError
 from agent.mqtt.connecting import host_and_port
+from agent.mqtt.guard import Guard, access_of, server_tls
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ MAX_BACKOFF_S = 5.0
 STABLE_S = 10.0
 _PR_SET_PDEATHSIG = 1
 _EX_CONFIG = 78
+NO_GUARD = Guard()
 
 
 class EmbeddedBroker:
@@ -39,10 +42,12 @@ class EmbeddedBroker:
 
     Args:
         listen: ``host:port`` to listen on.
+        guard: its certificate, users and rules; without, everybody is let in.
     """
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, guard: Guard = NO_GUARD) -> None:
         self._listen = listen
+        self._guard = guard
         self._host, self._port = host_and_port(listen)
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -56,10 +61,11 @@ class EmbeddedBroker:
         """Starts it and returns when it accepts connections; from then on it is started again whenever it ends.
 
         Raises:
-            ConfigError: PORT_IN_USE, BAD_LISTEN.
+            ConfigError: PORT_IN_USE, BAD_LISTEN, and as `check_guard`.
             TransientError: BROKER_START_FAILED.
         """
         check_listen(self._listen)
+        check_guard(self._guard)
         await self._spawn()
         self._watch = asyncio.get_running_loop().create_task(self._keep(), name="embedded broker")
 
@@ -100,9 +106,12 @@ class EmbeddedBroker:
         )
         self._process = process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "ignore", "-c", code),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
         )
+        assert process.stdin is not None
+        process.stdin.write(self._guard.encoded())
+        process.stdin.close()
         try:
             await asyncio.wait_for(self._accepting(process), START_TIMEOUT_S)
         except asyncio.TimeoutError as error:
@@ -144,7 +153,7 @@ class EmbeddedBroker:
 
 
 def check_listen(listen: str) -> None:
-    """Whether one could listen there now; warns where others than this device are let in.
+    """Whether one could listen there now.
 
     Raises:
         ConfigError: BAD_LISTEN, PORT_IN_USE.
@@ -163,27 +172,34 @@ def check_listen(listen: str) -> None:
             f"The embedded broker cannot listen on {listen}: {error.strerror or error}.",
             "Set `listen: 127.0.0.1:PORT` on the link; ports below 1024 need privileges.",
         ) from error
-    if not (str(address[0]).startswith("127.") or address[0] == "::1"):
-        logger.warning(
-            "embedded broker: it listens on %s and lets in everybody who reaches that address, without a password",
-            listen,
-        )
 
 
-def main(listen: str = "127.0.0.1:1883") -> None:
+def check_guard(guard: Guard) -> None:
+    """Whether the broker's files can be used now. Reads them.
+
+    Raises:
+        ConfigError: BROKER_USERS, BROKER_ACL, BROKER_CERTIFICATE, KEY_FILE_LOOSE, PASSWORD_FILE_LOOSE.
+    """
+    access_of(guard.users, guard.acl)
+    server_tls(guard)
+
+
+def main(listen: str = "127.0.0.1:1883", guard: Guard = NO_GUARD) -> None:
     """Runs the broker in this process until SIGINT or SIGTERM: the command ``marram broker``.
 
     Raises:
-        ConfigError: BAD_LISTEN, PORT_IN_USE.
+        ConfigError: BAD_LISTEN, PORT_IN_USE, and as `check_guard`.
     """
     check_listen(listen)
-    serve(listen)
+    check_guard(guard)
+    serve(listen, guard)
 
 
-def serve(listen: str, parent: int | None = None) -> None:
+def serve(listen: str, guard: Guard | None = None, parent: int | None = None) -> None:
     """Runs amqtt in this process until a signal ends it.
 
     Args:
+        guard: None: it comes on stdin.
         parent: the process to end with, to which the terminal's interrupt is left.
     """
     if parent is not None:
@@ -191,42 +207,33 @@ def serve(listen: str, parent: int | None = None) -> None:
         if os.getppid() != parent:
             return  # it ended before the line above
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        logging.Formatter.converter = time.gmtime
+        logging.basicConfig(level=logging.INFO, format="%(asctime)sZ %(levelname)s %(name)s: %(message)s")
+    guard = guard or Guard.decoded(sys.stdin.buffer.read())
     # amqtt logs each packet and, at shutdown and on every lost client, tracebacks that say nothing to a user.
     for name in ("amqtt", "transitions", "websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        asyncio.run(_serve(listen))
+        listened = asyncio.run(_serve(listen, guard))
     except KeyboardInterrupt:
-        pass
-    except _StartError:
+        return
+    except ConfigError as error:
+        logger.error("embedded broker: %s", error)
+        sys.exit(1)
+    if not listened:
         sys.exit(_EX_CONFIG)
 
 
-class _StartError(Exception):
-    """amqtt could not listen."""
+async def _serve(listen: str, guard: Guard) -> bool:
+    from agent.mqtt import guarded
 
-
-async def _serve(listen: str) -> None:
-    from amqtt.broker import Broker
-    from amqtt.errors import BrokerError
-
-    host, port = host_and_port(listen)
-    broker = Broker(
-        {
-            "listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}", "max_connections": 0}},
-            "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
-        }
-    )
-    try:
-        await broker.start()
-    except BrokerError as error:
-        raise _StartError from error
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         loop.add_signal_handler(signal.SIGINT, ended.set)
-    await ended.wait()
+    if not await guarded.serve(*host_and_port(listen), guard, ended):
+        return False
     # amqtt's own shutdown waits up to five seconds for its broadcasts, and there is nothing to save.
     os._exit(0)
 

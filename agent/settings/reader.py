@@ -14,6 +14,7 @@ from string import Formatter
 from agent.public_keys import MAX_FILE_BYTES, raw_public_key
 from agent.routing.topics import filter_problem, name_problem
 from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey, rules
+from agent.settings.embedded import check_who_may_deploy
 from agent.settings.file import Problems, Value, read
 from agent.settings.limits import read_answers, read_capture, read_fetch, read_quotas, read_retention, read_spool, read_unpack
 from agent.settings.links import read_links
@@ -90,6 +91,7 @@ def _settings(root: Value, file: Path, problems: Problems) -> Settings:
     if jobs is not None and (cloud or local).embedded:
         keys["jobs"].problem("the embedded broker carries no AWS IoT Jobs; name a cloud broker in `links.cloud`")
     links_line = keys.get("links", root).line
+    check_who_may_deploy(local, cloud, policy, links_line, problems)
     rules.check_aws_limits(found, topics, local, cloud, jobs, links_line, problems)
     return Settings(
         file=file,
