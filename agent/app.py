@@ -149,17 +149,19 @@ class Agent:
         await self.spool.open()
         await self.captures.open()
         group = await self.deployer.recover()
+        # Before the links: what an earlier run was sent comes again right after CONNACK, and what then finds no route
+        # would be acknowledged unserved, what is in the inbox would run beside its redelivery.
+        if group is not None:
+            await self.activation.promote(group)
+        self._put_routes(group)
+        for key, message, targets in await self.spool.inbox():
+            self.exchange.restore(key, message, tuple(targets))
         for broker in self.brokers:
             await broker.start()
-        self._put_routes(group)
         for link in self.links.values():
             link.start()
         await self.control.start()
-        if group is not None:
-            await self.activation.promote(group)
         self.deployer.start()
-        for key, message, targets in await self.spool.inbox():
-            self.exchange.restore(key, message, tuple(targets))
         log.info("core %s runs group %s", self.settings.core, group.deployment.id if group else "none")
 
     async def stop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,9 +229,14 @@ def test_what_has_expired_in_the_queue_is_answered_so(device: Ears) -> None:
     assert json.loads(answer.payload)["error"]["code"] == "EXPIRED"
 
 
-def test_a_request_under_way_at_a_kill_is_answered_by_the_next_agent(running: tuple[Site, Core], device: Ears) -> None:
+@pytest.mark.parametrize("held_s", [0.0, 0.02, 0.2])
+def test_a_request_under_way_at_a_kill_is_answered_by_the_next_agent(
+    running: tuple[Site, Core], device: Ears, held_s: float
+) -> None:
+    """Killed before the agent has acknowledged the request, around that time, and when it is in the inbox."""
     _, core = running
     say(device, "sleepy/x", {"seconds": 1.0, "meta": {"id": "survivor", "reply_to": "replies/survivor"}})
+    time.sleep(held_s)
     core.kill()
     core.start()
     core.wait_ready("sleepy")
