@@ -80,7 +80,12 @@ class Agent:
         self.dispatcher = Dispatcher()
         self.deliveries = Deliveries(_DeliveryPorts(self))
         self.exchange = Exchange(
-            settings.core, settings.topics, self.deliveries, _ExchangePorts(self), secrets.token_hex(4)
+            settings.core,
+            settings.topics,
+            self.deliveries,
+            _ExchangePorts(self),
+            secrets.token_hex(4),
+            settings.answers,
         )
         self.captures = CaptureDesk(
             settings,
@@ -296,6 +301,9 @@ class _DeliveryPorts:
 
     def put_inbox(self, delivery: Delivery, committed: Callable[[], None]) -> None:
         self._agent.spool.put_inbox(delivery.key, delivery.message, list(delivery.targets), committed)
+
+    def keeps_up(self) -> bool:
+        return self._agent.spool.takes_requests
 
     def drop_inbox(self, key: str) -> None:
         self._agent.spool.drop_inbox(key)

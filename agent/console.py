@@ -50,6 +50,7 @@ class Console:
             "spool": dict(self._agent.spool.dropped),
             "outbox": dict(self._agent.outbox.dropped),
             "refused": dict(self._agent.outbox.refused),
+            "expired": self._agent.exchange.expired,
         }
         yield {
             "state": self._agent.state(),
@@ -57,6 +58,7 @@ class Console:
             "dropped": dropped,
             "spool": self._agent.spool.summary(),
             "capture": self._agent.captures.told(),
+            "answered_again": self._agent.exchange.answered_again,
             "quarantine": list(self._agent.deployer.quarantine),
             "pid": os.getpid(),
             "last": True,

@@ -21,7 +21,7 @@ from agent.messages import BINARY, JSON, MSGPACK, Inbound, Outbound, Properties
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.exchange import MAX_HOPS, Exchange, FunctionTraits
 from agent.routing.subscriptions import Subscriptions
-from agent.settings import Subscription, Topics
+from agent.settings import AnswerLimits, Subscription, Topics
 
 TOPICS = Topics(
     deployments="marram/press-7/deployments",
@@ -61,15 +61,17 @@ class World:
     traits: dict[str, FunctionTraits] = field(default_factory=dict)
     one_link: bool = False
     captured: float | None = None  # the rate of f's samples
+    remembered: AnswerLimits = field(default_factory=AnswerLimits)
 
     def __post_init__(self) -> None:
+        self.time = 7.0
         self.sent: list[Sent] = []
         self.requests: list[Request] = []
         self.acked: list[int] = []
         self.chance = 0.5
         self.too_large: Callable[[Outbound], bool] = lambda out: False
         self._tickets = itertools.count(1)
-        self.exchange = Exchange("press-7", TOPICS, Deliveries(self), self, "boot")
+        self.exchange = Exchange("press-7", TOPICS, Deliveries(self), self, "boot", self.remembered)
         self.exchange.subscriptions = Subscriptions([Subscription(*route) for route in self.routes])
         self.exchange.traits = self.traits
         self.exchange.one_link = self.one_link
@@ -92,8 +94,11 @@ class World:
 
     def later(self, delay_s: float, run: Callable[[], None]) -> None: ...
 
+    def keeps_up(self) -> bool:
+        return True
+
     def now(self) -> float:
-        return 7.0
+        return self.time
 
     def submit(self, request: Request) -> None:
         self.requests.append(request)
@@ -112,8 +117,9 @@ class World:
     # what a test does
     def receive(self, topic: str, payload: bytes = b"{}", link: str = "local", qos: int = 1, **properties: Any) -> None:
         ticket = next(self._tickets) if qos else 0
+        dup, received_s = properties.pop("dup", False), properties.pop("received_s", self.time)
         properties_ = Properties(**properties)
-        self.exchange.receive(Inbound(link, topic, payload, qos, properties=properties_, ticket=ticket, received_s=7.0))
+        self.exchange.receive(Inbound(link, topic, payload, qos, False, dup, properties_, ticket, received_s))
 
     def answer(
         self,
@@ -199,7 +205,10 @@ def test_a_result_goes_along_the_functions_own_subscriptions() -> None:
     assert world.went() == [("cloud", "s/a/f", 1), ("local", "s/a/f", 0), ("cloud", "alarms", 1)]
     assert world.sent[0].out.properties.content_type == JSON
     assert world.sent[2].out.properties.content_type == BINARY
-    assert world.sent[0].user == {"request": world.requests[0].id, **MODEL}
+    request = world.requests[0].id
+    assert world.sent[0].user == {"request": request, **MODEL, "id": f"{request}-f-1"}
+    assert world.sent[2].user["id"] == f"{request}-f-2"
+    assert "id" not in world.sent[1].user
 
 
 @pytest.mark.parametrize("qos", [0, 1])

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from agent.messages import Inbound
+from agent.messages import Inbound, Outbound
 
 HELD_S = 0.05
 YOUNG_S = 0.02  # what a busy but fast function answers is out by then: committing it would be work for nothing
@@ -28,9 +28,17 @@ class Delivery:
         key: unique here and over restarts; also the request's id where the message names none.
         open: outcomes that are not safe yet; at 0 the delivery is over.
         respond: takes the answer in place of a link: a request over the control socket.
+        named: the request names its id.
+        failed: somebody was told of an error.
+        sent: what went out for it on its own link, as (link, message); None: nobody wants to know.
+        followers: deliveries of the same request, asked again meanwhile; they are over when this one is.
+        numbers: how many results each function has given, for their ids.
     """
 
-    __slots__ = ("acked", "inboxed", "key", "message", "open", "respond", "stale", "targets")
+    __slots__ = (
+        "acked", "failed", "followers", "inboxed", "key", "message", "named", "numbers", "open", "respond", "sent",
+        "stale", "targets",
+    )  # fmt: skip
 
     def __init__(self, key: str, message: Inbound, targets: tuple[str, ...] = ()) -> None:
         self.key = key
@@ -41,6 +49,11 @@ class Delivery:
         self.acked = message.ticket == 0
         self.stale = False
         self.respond: Callable[[str, bytes], None] | None = None
+        self.named = message.properties.correlation is not None
+        self.failed = False
+        self.sent: list[tuple[str, Outbound]] | None = None
+        self.followers: list[Delivery] | None = None
+        self.numbers: dict[str, int] | None = None
 
 
 class Ports(Protocol):
@@ -50,13 +63,19 @@ class Ports(Protocol):
     def drop_inbox(self, key: str) -> None: ...
     def later(self, delay_s: float, run: Callable[[], None]) -> object: ...
     def now(self) -> float: ...
+    def keeps_up(self) -> bool: ...
 
 
 class Deliveries:
-    """All deliveries that are not over, by link."""
+    """All deliveries that are not over, by link.
+
+    Attributes:
+        on_over: called with each delivery whose outcomes are all safe.
+    """
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
+        self.on_over: Callable[[Delivery], None] | None = None
         self._unacked: dict[str, dict[str, Delivery]] = {}
         self._running: dict[str, Delivery] = {}
         self._stale: dict[str, dict[object, list[Delivery]]] = {}
@@ -116,6 +135,10 @@ class Deliveries:
             self._ack(delivery)
         elif delivery.acked and delivery.stale:
             self._unstale(delivery)
+        if self.on_over is not None:
+            self.on_over(delivery)
+        for follower in delivery.followers or ():
+            self.release(follower)
 
     def link_down(self, link: str) -> None:
         """The link's connection is gone, and with it all its acknowledgements."""
@@ -142,8 +165,8 @@ class Deliveries:
         self._ports.ack(delivery.message.link, delivery.message.ticket)
 
     def _commit(self, delivery: Delivery) -> None:
-        if delivery.inboxed:
-            return
+        if delivery.inboxed or not self._ports.keeps_up():
+            return  # a disk that does not keep up: the message stays with its broker, which sends no more than a window
         delivery.inboxed = True
         self._ports.put_inbox(delivery, lambda: self._committed(delivery))
 
@@ -172,6 +195,9 @@ class Deliveries:
                     nearest = left if nearest is None else min(nearest, left)
                     break
                 self._commit(delivery)
+                if not delivery.inboxed:
+                    nearest = HELD_S
+                    break
         if nearest is not None:
             self._timer_set = True
             self._ports.later(nearest, self._commit_old)
@@ -192,4 +218,7 @@ class Deliveries:
 
 
 def _sameness(message: Inbound) -> object:
-    return (message.topic, message.payload, message.properties.correlation)
+    """All that a requester says, but for the expiry, which the broker counts down."""
+    properties = message.properties
+    said = (properties.content_type, properties.response_topic, properties.correlation, properties.user)
+    return (message.topic, message.payload, said)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,9 +26,10 @@ from agent.routing.answers import (
     read_envelope,
 )
 from agent.routing.deliveries import Deliveries, Delivery
+from agent.routing.repeats import Repeats, message_id
 from agent.routing.subscriptions import FUNCTION, Subscriptions
 from agent.routing.topics import name_problem
-from agent.settings import Topics
+from agent.settings import AnswerLimits, Topics
 
 MAX_HOPS = 16  # from function to function; a round of them ends with an error instead of never
 
@@ -75,16 +77,31 @@ class Exchange:
         deliveries: the acknowledgement rule.
         ports: links, spool, functions, time.
         boot: makes the keys of this run differ from those of any other.
+        answers: what is remembered for who asks again.
+
+    Attributes:
+        expired: messages from link to link whose expiry ran out here.
     """
 
-    def __init__(self, core: str, topics: Topics, deliveries: Deliveries, ports: Ports, boot: str) -> None:
+    def __init__(
+        self,
+        core: str,
+        topics: Topics,
+        deliveries: Deliveries,
+        ports: Ports,
+        boot: str,
+        answers: AnswerLimits = AnswerLimits(),  # noqa: B008 -- frozen
+    ) -> None:
         self.subscriptions = Subscriptions(())
         self.traits: Mapping[str, FunctionTraits] = {}
         self.one_link = False
         self._topics = topics
         self._own = own_filters(topics)
         self._deliveries = deliveries
+        self._repeats = Repeats(answers, ports.now)
+        deliveries.on_over = self._repeats.over
         self._ports = ports
+        self.expired = 0
         self._keys = (f"{core}-{boot}-{n}" for n in itertools.count(1))
 
     # -- in ---------------------------------------------------------------------------------------------------------
@@ -94,11 +111,40 @@ class Exchange:
         if self._deliveries.join(message):
             return
         targets = self.subscriptions.route(message.link, message.topic)
-        self._open(Delivery(next(self._keys), message, targets))
+        delivery = Delivery(next(self._keys), message, targets)
+        if any(target.startswith(FUNCTION) for target in targets):
+            if self._answer_again(delivery):
+                return
+            self._repeats.begin(delivery)
+        self._open(delivery)
+
+    @property
+    def answered_again(self) -> int:
+        """Requests that came again and were not run again."""
+        return self._repeats.answered
+
+    def _answer_again(self, delivery: Delivery) -> bool:
+        """Whether it is a request that was run already, or is now; it is seen to then."""
+        sent = self._repeats.outcome(delivery.message)
+        first = self._repeats.under_way(delivery.message) if sent is None else None
+        if sent is None and first is None:
+            return False
+        delivery.targets = ()  # nothing to run, after a restart either
+        self._deliveries.begin(delivery, ready=True)
+        if first is not None:
+            first.followers = [*(first.followers or ()), delivery]
+            return True
+        for link, out in sent or ():
+            with contextlib.suppress(RejectedError):  # logged and counted by the outbox
+                self._send(link, "result", out, delivery)
+        self._deliveries.release(delivery)
+        return True
 
     def restore(self, key: str, message: Inbound, targets: tuple[str, ...]) -> None:
         """Runs again what the inbox kept over a restart."""
         delivery = Delivery(key, message, targets)
+        if any(target.startswith(FUNCTION) for target in targets):
+            self._repeats.begin(delivery)
         self._deliveries.restore(delivery)
         self._run(delivery)
 
@@ -154,11 +200,17 @@ class Exchange:
             self._ports.submit(request)
 
     def _forward(self, link: str, message: Inbound, delivery: Delivery) -> None:
+        expiry_s = message.properties.expiry_s
+        if expiry_s is not None:
+            expiry_s = math.ceil(message.received_s + expiry_s - self._ports.now())
+            if expiry_s <= 0:
+                self.expired += 1
+                return
         properties = Properties(
             content_type=message.properties.content_type,
             response_topic=message.properties.response_topic,
             correlation=message.properties.correlation,
-            expiry_s=message.properties.expiry_s,
+            expiry_s=expiry_s,
             user=tuple(pair for pair in message.properties.user if pair[0] != "core"),
         )
         qos = 1 if link == "cloud" else message.qos
@@ -170,6 +222,7 @@ class Exchange:
     def _settle(self, request: Request, outcome: Answer | Failure) -> None:
         errand: _Errand = request.context
         if isinstance(outcome, Answer):
+            errand.delivery.named |= not errand.hops and outcome.request_id != errand.delivery.key
             self._carry_on(request, outcome, errand)
         else:
             self._report(request, outcome, errand)
@@ -204,11 +257,18 @@ class Exchange:
                 self._pass_on(target[len(FUNCTION) :], topic, content_type, payload, errand)
             else:
                 qos = 1 if target == "cloud" else delivery.message.qos
-                properties = Properties(content_type=content_type, user=user)
+                travels = target == "cloud" or target != delivery.message.link
+                told = (*user, ("id", self._id(delivery, request.function))) if travels else user
+                properties = Properties(content_type=content_type, user=told)
                 try:
                     self._send(target, "result", Outbound(topic, payload, qos, properties=properties), delivery)
                 except RejectedError as error:
                     self._report(request, Failure(answer.origin, error, answer.request_id), errand, answerable=False)
+
+    def _id(self, delivery: Delivery, function: str) -> str:
+        numbers = delivery.numbers = delivery.numbers or {}
+        numbers[function] = numbers.get(function, 0) + 1
+        return message_id(delivery, function, numbers[function])
 
     def _pass_on(self, function: str, topic: str, content_type: str, payload: bytes, errand: _Errand) -> None:
         errand.delivery.open += 1
@@ -265,6 +325,7 @@ class Exchange:
 
     def _report(self, request: Request, failure: Failure, errand: _Errand, *, answerable: bool = True) -> None:
         """Says what went wrong, to the requester where there is one, else on the errors topic. Never silent."""
+        errand.delivery.failed = True
         message, traits = errand.delivery.message, self._traits(request.function)
         kind = kind_of(request.content_type, traits.encoding)
         named_id, named_reply = failure.request_id, failure.reply_to
@@ -314,6 +375,8 @@ class Exchange:
         try:
             link = "local" if self.one_link else link
             self._ports.send(link, kind, out, lambda: self._deliveries.release(delivery))
+            if delivery.sent is not None and link == delivery.message.link and kind == "result":
+                delivery.sent.append((link, out))
         except RejectedError:
             delivery.open -= 1
             raise

@@ -1,0 +1,146 @@
+"""Requests that come again: what was asked already is answered from memory, or waits for the run under way. Pure.
+
+Two messages are one request asked twice where they name an id (MQTT 5's correlation data, or the id in the payload) and
+agree in all else that a requester says: link, topic, response-topic, content-type, user properties and payload. An id
+alone proves nothing: two devices may both count from 1. Errors are not remembered: who asks again is served anew.
+
+What is remembered is lost with the process; what the inbox and the brokers keep is run again then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.messages import JSON, Inbound, Outbound
+from agent.routing.answers import kind_of, read_envelope
+from agent.routing.deliveries import Delivery
+from agent.settings import AnswerLimits
+
+OVERHEAD_BYTES = 512  # an entry's own objects, about
+MOST_COMPARED = 1 << 16  # bytes of a payload that is looked at for its id while it is under way
+
+Key = tuple[str, str, str | None, bytes | None, bytes | None]
+
+
+@dataclass(slots=True, eq=False)
+class _Outcome:
+    message: Inbound
+    sent: list[tuple[str, Outbound]]
+    size: int
+    at: float
+
+
+class Repeats:
+    """The requests under way, and a bounded memory of those that had their outcome.
+
+    Args:
+        now: the loop's time.
+
+    Attributes:
+        answered: how many were answered from memory or joined the run under way.
+    """
+
+    def __init__(self, limits: AnswerLimits, now: Callable[[], float]) -> None:
+        self._limits = limits
+        self._now = now
+        self._under_way: dict[Key, Delivery] = {}
+        self._remembered: OrderedDict[Key, _Outcome] = OrderedDict()
+        self._bytes = 0
+        self.answered = 0
+
+    def outcome(self, message: Inbound) -> list[tuple[str, Outbound]] | None:
+        """What went out for this request when it came before, as (link, message); None where it is not remembered."""
+        if not self._remembered:
+            return None
+        key = _key(message)
+        found = self._remembered.get(key) if key else None
+        if found is None or not _same(found.message, message) or self._is_old(found):
+            return None
+        self.answered += 1
+        return found.sent
+
+    def under_way(self, message: Inbound) -> Delivery | None:
+        """The delivery of this request that has no outcome yet."""
+        key = _key(message)
+        first = self._under_way.get(key) if key else None
+        if first is None or not _same(first.message, message) or not _names_an_id(message):
+            return None
+        self.answered += 1
+        return first
+
+    def begin(self, delivery: Delivery) -> None:
+        """Notes that a request is run."""
+        key = _key(delivery.message)
+        if key is not None and self._limits.max_count and key not in self._under_way:
+            self._under_way[key] = delivery
+            delivery.sent = []
+
+    def over(self, delivery: Delivery) -> None:
+        """It has its outcome, which is remembered where it names an id and was no error."""
+        key = _key(delivery.message)
+        if delivery.sent is None or key is None:
+            return
+        del self._under_way[key]
+        if delivery.named and not delivery.failed:
+            self._remember(key, delivery.message, delivery.sent)
+
+    def _remember(self, key: Key, message: Inbound, sent: list[tuple[str, Outbound]]) -> None:
+        size = len(message.payload) + sum(len(out.payload) for _, out in sent) + OVERHEAD_BYTES
+        if size > self._limits.max_bytes // 4:
+            return  # one large answer would drive out all others
+        self._forget(key)
+        self._remembered[key] = _Outcome(message, sent, size, self._now())
+        self._bytes += size
+        while len(self._remembered) > self._limits.max_count or self._bytes > self._limits.max_bytes:
+            self._forget(next(iter(self._remembered)))
+        while self._remembered and self._is_old(next(iter(self._remembered.values()))):
+            self._forget(next(iter(self._remembered)))
+
+    def _forget(self, key: Key) -> None:
+        gone = self._remembered.pop(key, None)
+        if gone is not None:
+            self._bytes -= gone.size
+
+    def _is_old(self, outcome: _Outcome) -> bool:
+        return self._now() - outcome.at > self._limits.keep_s
+
+
+def message_id(delivery: Delivery, function: str, number: int) -> str:
+    """What a result is called wherever it goes, also when its request is run again after a crash.
+
+    Args:
+        number: of this result among the function's for this request.
+    """
+    if not delivery.named:
+        return f"{delivery.key}-{function}-{number}"
+    message = delivery.message
+    properties = message.properties
+    told = (message.link, message.topic, properties.response_topic, properties.correlation, properties.user)
+    digest = hashlib.blake2b(repr(told).encode(), digest_size=12)
+    digest.update(message.payload)
+    return f"{digest.hexdigest()}-{function}-{number}"
+
+
+def _key(message: Inbound) -> Key | None:
+    properties = message.properties
+    if properties.correlation is not None:
+        return message.link, message.topic, properties.response_topic, properties.correlation, None
+    if len(message.payload) > MOST_COMPARED:
+        return None
+    return message.link, message.topic, properties.response_topic, None, message.payload
+
+
+def _same(one: Inbound, other: Inbound) -> bool:
+    """What the key does not hold already."""
+    a, b = one.properties, other.properties
+    return one.payload == other.payload and a.content_type == b.content_type and a.user == b.user
+
+
+def _names_an_id(message: Inbound) -> bool:
+    if message.properties.correlation is not None:
+        return True
+    named, _ = read_envelope(message.payload, kind_of(message.properties.content_type, JSON), endpoint=True)
+    return named is not None
