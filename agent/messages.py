@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 BINARY = "application/octet-stream"
 
 
-@dataclass(frozen=True, slots=True)
-class Properties:
-    """The MQTT 5 properties that the agent reads and writes (MQTT 5, 3.3.2.3)."""
+class Properties(NamedTuple):
+    """The MQTT 5 properties that the agent reads and writes (MQTT 5, 3.3.2.3).
+
+    A tuple, because one is made for each result: a frozen dataclass takes four times as long to make.
+    """
 
     content_type: str | None = None
     response_topic: str | None = None
@@ -52,4 +55,4 @@ class Outbound:
     payload: bytes
     qos: int = 1
     retain: bool = False
-    properties: Properties = field(default=NO_PROPERTIES)
+    properties: Properties = NO_PROPERTIES

@@ -104,9 +104,6 @@ class Collector:
     def packet(self, first: int, data: bytes, at: int, end: int) -> None:
         self.packets.append((first, data[at:end]))
 
-    def batch_read(self) -> None:
-        pass
-
     def stream_lost(self, error: Exception | None) -> None:
         pass
 

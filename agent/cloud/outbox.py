@@ -241,9 +241,9 @@ class _Forwarder:
             left_s = record.expires_at - self._spool.now()
             if left_s <= 0:
                 return None
-            properties = replace(properties, expiry_s=int(left_s) + 1)
+            properties = properties._replace(expiry_s=int(left_s) + 1)
         if all(name != SAME_AS for name, _ in properties.user):
-            properties = replace(properties, user=(*properties.user, (SAME_AS, record.id)))
+            properties = properties._replace(user=(*properties.user, (SAME_AS, record.id)))
         return replace(record.out, properties=properties)
 
     def _sent(self, lane: Lane, record: Record) -> None:

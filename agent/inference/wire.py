@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from agent.turn import turn_of
 from functions import frames
 
 SOCKET_BYTES: Final = 4 * 1024 * 1024
@@ -41,22 +42,27 @@ class Wire:
         self._on_wrong = on_wrong
         self._on_end = on_end
         self._reader = frames.FrameReader()
-        self._out: list[memoryview] = []
+        self._out: list[frames.Buffer] = []
+        self._view = memoryview(bytearray(frames.READ_BYTES))
+        self._turn = turn_of(loop)
         self._flushing = False
         self._blocked = False
         loop.add_reader(sock, self._on_readable)
 
     def write(self, buffers: list[frames.Buffer]) -> None:
-        """Has the buffers leave before the loop's next turn, as far as the socket takes them."""
-        self._out.extend(memoryview(b) for b in buffers if len(b))
+        """Has the buffers leave at the end of this turn, as far as the socket takes them."""
+        self._out += buffers
         if not self._flushing and not self._blocked:
             self._flushing = True
-            self._loop.call_soon(self._flush)
+            self._turn.soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
         try:
             while self._out:
+                # A frame's head is a buffer of its own: what leaves together is joined where that is the cheaper copy.
+                if sum(map(len, self._out)) <= frames.JOINED_BYTES:
+                    self._out = [b"".join(self._out)]
                 sent = self._sock.sendmsg(self._out[: frames.IOV_MAX])
                 self._out = frames.rest_after(self._out, sent)
         except (BlockingIOError, InterruptedError):
@@ -73,21 +79,24 @@ class Wire:
 
     def _on_readable(self) -> None:
         try:
-            data = self._sock.recv(frames.READ_BYTES)
+            size = self._sock.recv_into(self._view)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._loop.remove_reader(self._sock)
             self._on_end()
             return
+        self._turn.begin()
         try:
-            for header, body in self._reader.feed(data):
+            for header, body in self._reader.feed(self._view[:size]):
                 self._on_frame(header, body)
         except WRONG as error:
             self._loop.remove_reader(self._sock)
             self._on_wrong(error)
+        finally:
+            self._turn.end()
 
     def take_what_is_left(self) -> None:
         """Answers that the worker wrote before it ended still count."""

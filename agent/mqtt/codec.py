@@ -24,6 +24,7 @@ MAX_PACKET_BYTES = 268_435_460  # the largest remaining length, 268,435,455, and
 _EXPIRY, _CONTENT_TYPE, _RESPONSE_TOPIC, _CORRELATION, _USER = 0x02, 0x03, 0x08, 0x09, 0x26
 # Properties that a PUBLISH may carry and that the agent does not read: identifier to size in bytes.
 _IGNORED_SIZE = {0x01: 1, 0x23: 2}
+_BYTES = tuple(bytes((value,)) for value in range(256))
 _SUBSCRIPTION_IDENTIFIER = 0x0B
 
 
@@ -34,7 +35,9 @@ class MalformedError(ValueError):
 def varint(value: int) -> bytes:
     """`value` as a variable byte integer of one to four bytes (MQTT 5, 1.5.5)."""
     if value < 128:
-        return bytes((value,))
+        return _BYTES[value]
+    if value < 16384:
+        return _BYTES[value & 127 | 128] + _BYTES[value >> 7]
     out = bytearray()
     while value >= 128:
         out.append(value & 127 | 128)
@@ -82,9 +85,13 @@ def encode_publish(out: Outbound, packet_id: int, properties: bytes | None) -> b
     Raises:
         RejectedError: BAD_TOPIC, or MESSAGE_TOO_LARGE for what no MQTT packet can hold.
     """
-    topic = _topic(out.topic)
-    middle = packet_id.to_bytes(2, "big") if out.qos else b""
-    length = len(topic) + len(middle) + len(out.payload) + (len(properties) if properties is not None else 0)
+    head = _topic(out.topic)
+    if out.qos:
+        head += packet_id.to_bytes(2, "big")
+    if properties is not None:
+        head += properties
+    payload = out.payload
+    length = len(head) + len(payload)
     if length > MAX_PACKET_BYTES - 5:
         raise RejectedError(
             "MESSAGE_TOO_LARGE",
@@ -92,7 +99,7 @@ def encode_publish(out: Outbound, packet_id: int, properties: bytes | None) -> b
             "Send less in one message.",
         )
     first = PUBLISH | (0x02 if out.qos else 0) | out.retain
-    return b"".join((bytes((first,)), varint(length), topic, middle, properties or b"", out.payload))
+    return b"".join((_BYTES[first], varint(length), head, payload))
 
 
 def decode_publish(first: int, data: bytes, at: int, end: int, v5: bool) -> tuple[str, int, Properties, bytes]:
@@ -126,8 +133,12 @@ def decode_publish(first: int, data: bytes, at: int, end: int, v5: bool) -> tupl
 
 
 def user_property(name: str, value: str) -> bytes:
-    """One user property, encoded."""
-    return bytes((_USER,)) + _text(name) + _text(value)
+    """One user property, encoded.
+
+    Raises:
+        RejectedError: BAD_PROPERTY.
+    """
+    return b"\x26" + _text(name) + _sized_text(value)
 
 
 def encode_properties(properties: Properties, extra: bytes = b"") -> bytes:
@@ -141,17 +152,17 @@ def encode_properties(properties: Properties, extra: bytes = b"") -> bytes:
     """
     if properties is NO_PROPERTIES:
         return varint(len(extra)) + extra
+    content_type, response_topic, correlation, expiry_s, user = properties
     parts = []
-    if properties.expiry_s is not None:
-        parts.append(bytes((_EXPIRY,)) + min(max(properties.expiry_s, 0), 0xFFFFFFFF).to_bytes(4, "big"))
-    if properties.content_type is not None:
-        parts.append(bytes((_CONTENT_TYPE,)) + _text(properties.content_type))
-    if properties.response_topic is not None:
-        parts.append(bytes((_RESPONSE_TOPIC,)) + _topic(properties.response_topic))
-    if properties.correlation is not None:
-        parts.append(bytes((_CORRELATION,)) + _sized(properties.correlation))
-    for name, value in properties.user:
-        parts.append(bytes((_USER,)) + _text(name) + _text(value))
+    if expiry_s is not None:
+        parts.append(b"\x02" + min(max(expiry_s, 0), 0xFFFFFFFF).to_bytes(4, "big"))
+    if content_type is not None:
+        parts.append(b"\x03" + _text(content_type))
+    if response_topic is not None:
+        parts.append(b"\x08" + _topic(response_topic))
+    if correlation is not None:
+        parts.append(b"\x09" + _sized(correlation))
+    parts += [_pairs.get(pair) or _pair(pair) for pair in user]
     parts.append(extra)
     body = b"".join(parts)
     return varint(len(body)) + body
@@ -210,11 +221,31 @@ def _sized(value: bytes) -> bytes:
     return len(value).to_bytes(2, "big") + value
 
 
-@lru_cache(maxsize=512)
-def _text(value: str) -> bytes:
-    if "\0" in value or not _encodable(value):
+# User properties come back: who made a result is the same for all of a function's. What differs in each, its request,
+# is forgotten with the others when there are this many.
+_MAX_PAIRS = 512
+_pairs: dict[tuple[str, str], bytes] = {}
+
+
+def _pair(pair: tuple[str, str]) -> bytes:
+    encoded = user_property(*pair)
+    if len(_pairs) >= _MAX_PAIRS:
+        _pairs.clear()
+    _pairs[pair] = encoded
+    return encoded
+
+
+def _sized_text(value: str) -> bytes:
+    try:
+        encoded = value.encode()
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
         raise RejectedError("BAD_PROPERTY", f"The message property {value[:64]!r} holds what MQTT forbids in a text.")
-    return _sized(value.encode())
+    return _sized(encoded)
+
+
+_text = lru_cache(maxsize=512)(_sized_text)
 
 
 @lru_cache(maxsize=1024)
@@ -224,7 +255,3 @@ def _topic(topic: str) -> bytes:
         raise RejectedError("BAD_TOPIC", f"Nothing can be published there: {problem[:200]}.")
     encoded = topic.encode()
     return len(encoded).to_bytes(2, "big") + encoded
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)

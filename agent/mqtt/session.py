@@ -140,10 +140,6 @@ class Session:
         else:
             self._to_paho(bytes((first,)) + codec.varint(end - at) + data[at:end])
 
-    def batch_read(self) -> None:
-        if self.stream is not None:
-            self.stream.flush()
-
     def stream_lost(self, error: Exception | None) -> None:
         self._fail(ended(error, self._address))
         assert self._error is not None

@@ -14,6 +14,7 @@ import socket
 from typing import Protocol, cast
 
 from agent.mqtt.codec import MalformedError, read_varint
+from agent.turn import turn_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,6 @@ class Receiver(Protocol):
     def packet(self, first: int, data: bytes, at: int, end: int) -> None:
         """One packet: its first byte, and its body at ``data[at:end]``."""
 
-    def batch_read(self) -> None:
-        """All packets of one read were given."""
-
     def stream_lost(self, error: Exception | None) -> None:
         """The stream is closed: by the peer (None), by an error, or by bytes that are no MQTT (MalformedError)."""
 
@@ -43,6 +41,7 @@ class PacketStream(asyncio.BufferedProtocol):
     def __init__(self, receiver: Receiver) -> None:
         self._receiver: Receiver | None = receiver
         self._loop = asyncio.get_running_loop()
+        self._turn = turn_of(self._loop)
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._view = memoryview(bytearray(READ_BYTES))
@@ -65,7 +64,7 @@ class PacketStream(asyncio.BufferedProtocol):
         self._out.append(packet)
         if not self._flushing:
             self._flushing = True
-            self._loop.call_soon(self.flush)
+            self._turn.soon(self.flush)
 
     def flush(self) -> None:
         """Writes what is queued, in one write."""
@@ -119,15 +118,16 @@ class PacketStream(asyncio.BufferedProtocol):
         self._quickack()
         if self._receiver is None:
             return
+        self._turn.begin()
         try:
             self._split(nbytes)
-            if self._receiver is not None:
-                self._receiver.batch_read()
         except MalformedError as error:
             self.abort(error)
         except Exception:
             logger.exception("a packet could not be handled")
             self.abort(MalformedError("a packet could not be handled"))
+        finally:
+            self._turn.end()
 
     def eof_received(self) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""The bench's function for images: 224 x 224 x 3 bytes in, ten scores out; the first eight bytes are the request's id."""
+"""The bench's function for images: 224 x 224 x 3 bytes in, ten scores out; the first eight bytes are its id."""
 
 from __future__ import annotations
 
