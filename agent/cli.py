@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import agent
-from agent import cli_broker, cli_greengrass, cli_keys, cli_new, cli_package, cli_rollback, cli_spool
+from agent import cli_broker, cli_capture, cli_greengrass, cli_keys, cli_new, cli_package, cli_rollback, cli_spool
 from agent.errors import AgentError, ConfigError
 
 EX_CONFIG = 78
@@ -220,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_keys.add_sign_option(deploy)
     cli_keys.register(add)
     cli_spool.register(add)
+    cli_capture.register(add)
     cli_greengrass.register(add)
 
     status = add("status", _status, "Show what a core runs.", "marram status --json")

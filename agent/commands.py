@@ -32,6 +32,7 @@ DEFAULT_TOPICS = {
     "deployments": "marram/{core}/deployments",
     "deployment_status": "marram/{core}/deployments/{deployment}/status",
     "state": "marram/{core}/state",
+    "capture": "marram/{core}/capture/#",
 }
 
 
@@ -147,6 +148,44 @@ def turn(config: Path, command: str, *, wait: bool, timeout_s: float) -> Iterato
     """
     for reply in control.ask(load(config, strict=False).state, {"command": command, "wait": wait}, timeout_s=timeout_s):
         yield reply["status"]
+
+
+def captured(config: Path) -> dict[str, Any]:
+    """What waits of samples on this device, by function and reason, and the counts of today."""
+    *_, last = control.ask(load(config).state, {"command": "capture"})
+    return {"waiting": last["waiting"], "capture": last["capture"]}
+
+
+def captured_messages(config: Path) -> Iterator[bytes]:
+    """The samples that wait on this device, each as it will be published."""
+    for reply in control.ask(load(config).state, {"command": "capture", "whole": True}):
+        yield from (base64.b64decode(each) for each in reply.get("samples", ()))
+
+
+def heard_samples(place: Place, *, until: float) -> Iterator[bytes]:
+    """The samples of a core that come over a broker until then, by the monotonic clock.
+
+    Raises:
+        ConfigError, AgentError: the broker cannot be used.
+    """
+    settings, core = place.remote()
+    loop = asyncio.new_event_loop()
+    heard = _heard(settings, _topic("capture", core), until)
+    try:
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                yield loop.run_until_complete(heard.__anext__())
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+async def _heard(settings: LinkSettings, topic: str, until: float) -> AsyncIterator[bytes]:
+    async with connected(settings, topic) as remote:
+        while (left := until - time.monotonic()) > 0:
+            message = await remote.receive(left)
+            if message is not None:
+                yield message.payload
 
 
 def dead_letters(config: Path, action: str | None, ids: list[int] | None) -> dict[str, Any]:

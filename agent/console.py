@@ -11,7 +11,9 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from agent.capture.received import Waiting
 from agent.cloud.reports import timestamp
+from agent.deployment.threads import in_thread
 from agent.errors import RejectedError
 from agent.messages import Inbound, Properties
 
@@ -34,6 +36,7 @@ class Console:
             "cancel": self._cancel,
             "infer": self._infer,
             "spool": self._spool,
+            "capture": self._capture,
         }
 
     async def _status(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -84,6 +87,15 @@ class Console:
             for each in found
         ]  # fmt: skip
         yield {"spool": spool.summary(), "letters": letters, "last": True}
+
+    async def _capture(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """The samples that wait: what there is of them, and with ``whole`` the samples themselves."""
+        waiting = Waiting()
+        async for bodies in self._agent.spool.peek("capture"):
+            await in_thread(waiting.add, bodies)  # parsing many would hold up the requests
+            if request.get("whole"):
+                yield {"samples": [base64.b64encode(body).decode() for body in bodies]}
+        yield {"waiting": waiting.told(), "capture": self._agent.captures.told(), "last": True}
 
     async def _deploy(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()

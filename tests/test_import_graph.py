@@ -17,6 +17,7 @@ PURE = (
     "agent.routing",
     "agent.capture.budget",
     "agent.capture.drift",
+    "agent.capture.received",
     "agent.capture.judges",
     "agent.capture.keeper",
     "agent.capture.payloads",

@@ -8,10 +8,11 @@ on disk or in memory, and hold up anybody for the sake of what the cloud would g
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,16 @@ class Spool:
         """This record of `next_batch` can never be handed over: it becomes a dead letter."""
         if self._out_of_hand([seq]):
             self._add(Bury(seq, why))
+
+    async def peek(self, kind: str) -> AsyncIterator[list[bytes]]:
+        """The payloads of all committed records of a kind, in order, some at a time; they stay as they are."""
+        after = -1
+        while True:
+            found: tuple[int, list[bytes]] | None = await self._ask(functools.partial(self._file.peek, kind, after))
+            if not found or found[0] == after:
+                return
+            after = found[0]
+            yield found[1]
 
     async def dead_letters(self) -> list[DeadLetter]:
         """All dead letters, the oldest first."""

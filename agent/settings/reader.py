@@ -16,7 +16,15 @@ from agent.routing.topics import filter_problem, name_problem
 from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey, rules
 from agent.settings.embedded import check_who_may_deploy
 from agent.settings.file import Problems, Value, read
-from agent.settings.limits import read_answers, read_capture, read_fetch, read_quotas, read_retention, read_spool, read_unpack
+from agent.settings.limits import (
+    read_answers,
+    read_capture,
+    read_fetch,
+    read_quotas,
+    read_retention,
+    read_spool,
+    read_unpack,
+)
 from agent.settings.links import read_links
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
