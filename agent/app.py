@@ -25,7 +25,7 @@ from agent.cloud import reports
 from agent.cloud.job_channel import JobChannel
 from agent.cloud.outbox import Outbox
 from agent.cloud.spool import Spool
-from agent.console import Console
+from agent.console import Console, Parts
 from agent.control import ControlServer
 from agent.deployment.deployer import Deployer
 from agent.deployment.document import UNREADABLE, deployment_id_of
@@ -102,7 +102,19 @@ class Agent:
         )
         self.deployer = Deployer(self.store, settings, self.activation, self._report, admit=self.routes.admit)
         self.jobs = self.routes.jobs = self._build_jobs()
-        self.control = ControlServer(settings.state, Console(self).handlers())
+        self.control = ControlServer(settings.state, Console(self._parts()).handlers())
+
+    def _parts(self) -> Parts:
+        return Parts(
+            loop=self.loop,
+            state=self.state,
+            links=self.links,
+            spool=self.spool,
+            outbox=self.outbox,
+            captures=self.captures,
+            deployer=self.deployer,
+            exchange=self.exchange,
+        )
 
     def _build_jobs(self) -> JobChannel | None:
         if self.settings.jobs is None:

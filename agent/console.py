@@ -9,23 +9,37 @@ import asyncio
 import base64
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from agent.capture.received import Waiting
 from agent.cloud.reports import timestamp
 from agent.deployment.threads import in_thread
 from agent.errors import RejectedError
 from agent.messages import Inbound, Properties
+from agent.mqtt.link import Link
+from agent.routing.exchange import Exchange
 
-if TYPE_CHECKING:
-    from agent.app import Agent
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of an agent that its commands are about; `state` gives what the state topic says now."""
+
+    loop: asyncio.AbstractEventLoop
+    state: Callable[[], dict[str, Any]]
+    links: Mapping[str, Link]
+    spool: Spool
+    outbox: Outbox
+    captures: CaptureDesk
+    deployer: Deployer
+    exchange: Exchange
 
 
 class Console:
     """The commands of one agent."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
 
     def handlers(self) -> dict[str, Callable[[Mapping[str, Any]], AsyncIterator[dict[str, Any]]]]:
         """Each command's handler by its name; the last of its replies holds ``"last": True``."""
@@ -45,31 +59,31 @@ class Console:
                 "connected": link.connected,
                 "protocol": {4: "3.1.1", 5: "5"}.get(link.protocol),
                 "error": None if link.connected else link.last_error,
-                "backlog": self._agent.spool.backlog(name),
+                "backlog": self._parts.spool.backlog(name),
             }
-            for name, link in self._agent.links.items()
+            for name, link in self._parts.links.items()
         }
         dropped = {
-            "spool": dict(self._agent.spool.dropped),
-            "outbox": dict(self._agent.outbox.dropped),
-            "refused": dict(self._agent.outbox.refused),
-            "expired": self._agent.exchange.expired,
+            "spool": dict(self._parts.spool.dropped),
+            "outbox": dict(self._parts.outbox.dropped),
+            "refused": dict(self._parts.outbox.refused),
+            "expired": self._parts.exchange.expired,
         }
         yield {
-            "state": self._agent.state(),
+            "state": self._parts.state(),
             "links": links,
             "dropped": dropped,
-            "spool": self._agent.spool.summary(),
-            "capture": self._agent.captures.told(),
-            "answered_again": self._agent.exchange.answered_again,
-            "quarantine": list(self._agent.deployer.quarantine),
+            "spool": self._parts.spool.summary(),
+            "capture": self._parts.captures.told(),
+            "answered_again": self._parts.exchange.answered_again,
+            "quarantine": list(self._parts.deployer.quarantine),
             "pid": os.getpid(),
             "last": True,
         }
 
     async def _spool(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Dead letters: listed, and with ``action`` ``retry`` or ``drop`` first tried again or dropped."""
-        spool, action, ids = self._agent.spool, request.get("action"), request.get("ids")
+        spool, action, ids = self._parts.spool, request.get("action"), request.get("ids")
         found = await spool.dead_letters()
         if action in ("retry", "drop"):
             missing = sorted(set(ids or ()) - {letter.seq for letter in found})
@@ -91,37 +105,37 @@ class Console:
     async def _capture(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """The samples that wait: what there is of them, and with ``whole`` the samples themselves."""
         waiting = Waiting()
-        async for bodies in self._agent.spool.peek("capture"):
+        async for bodies in self._parts.spool.peek("capture"):
             await in_thread(waiting.add, bodies)  # parsing many would hold up the requests
             if request.get("whole"):
                 yield {"samples": [base64.b64encode(body).decode() for body in bodies]}
-        yield {"waiting": waiting.told(), "capture": self._agent.captures.told(), "last": True}
+        yield {"waiting": waiting.told(), "capture": self._parts.captures.told(), "last": True}
 
     async def _deploy(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
-        with self._agent.deployer.followed(news.put_nowait):
+        with self._parts.deployer.followed(news.put_nowait):
             accepted = asyncio.Event()
-            self._agent.deployer.receive(base64.b64decode(request["body"]), retained=False, accepted=accepted.set)
+            self._parts.deployer.receive(base64.b64decode(request["body"]), retained=False, accepted=accepted.set)
             await accepted.wait()
             async for reply in _followed(news, (request["id"], "-"), wait=request.get("wait")):
                 yield reply
 
     async def _rollback(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
-        with self._agent.deployer.followed(news.put_nowait):
-            id = await self._agent.deployer.roll_back()
+        with self._parts.deployer.followed(news.put_nowait):
+            id = await self._parts.deployer.roll_back()
             async for reply in _followed(news, (id,), wait=request.get("wait")):
                 yield reply
 
     async def _cancel(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         news: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
-        with self._agent.deployer.followed(news.put_nowait):
-            id = self._agent.deployer.cancel_by_hand()
+        with self._parts.deployer.followed(news.put_nowait):
+            id = self._parts.deployer.cancel_by_hand()
             async for reply in _followed(news, (id,), wait=True):
                 yield reply
 
     async def _infer(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        answered: asyncio.Future[tuple[str, bytes]] = self._agent.loop.create_future()
+        answered: asyncio.Future[tuple[str, bytes]] = self._parts.loop.create_future()
 
         def respond(content_type: str, payload: bytes) -> None:
             if not answered.done():
@@ -133,9 +147,9 @@ class Console:
             base64.b64decode(request["payload"]),
             qos=1,
             properties=Properties(content_type=request.get("content_type")),
-            received_s=self._agent.loop.time(),
+            received_s=self._parts.loop.time(),
         )
-        self._agent.exchange.invoke(request["function"], message, respond)
+        self._parts.exchange.invoke(request["function"], message, respond)
         content_type, payload = await answered
         yield {"content_type": content_type, "payload": base64.b64encode(payload).decode(), "last": True}
 
