@@ -12,8 +12,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agent.capture.desk import CaptureDesk
 from agent.capture.received import Waiting
+from agent.cloud.outbox import Outbox
 from agent.cloud.reports import timestamp
+from agent.cloud.spool import Spool
+from agent.deployment.deployer import Deployer
 from agent.deployment.threads import in_thread
 from agent.errors import RejectedError
 from agent.messages import Inbound, Properties
