@@ -30,10 +30,11 @@ from agent.errors import AgentError, FunctionError
 from agent.inference import launching, views, workers
 from agent.inference.dispatch import Dispatcher
 from agent.inference.pool import Pool, PoolLimits
-from agent.inference.requests import Origin, Request, Worker
+from agent.inference.requests import FunctionCall, Origin, Request, Worker
 from agent.instance import MARK
 from agent.messages import BINARY, JSON
 from agent.routing.exchange import FunctionTraits
+from agent.routing.function_calls import Callee
 from agent.settings import Settings
 from agent.worker_python import model_config, python_of
 
@@ -71,6 +72,7 @@ class Activation:
     Args:
         routed: called after a promotion with the group now in use; it sets subscriptions and waits for the brokers.
         changed: called whenever the state of a function may have changed.
+        called: takes what functions ask of the agent.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class Activation:
         loop: asyncio.AbstractEventLoop,
         routed: Callable[[Group], Any],
         changed: Callable[[], None],
+        called: Callable[[FunctionCall], None] | None = None,
     ) -> None:
+        self._called = called
         self.group: Group | None = None
         self._settings = settings
         self._dispatcher = dispatcher
@@ -109,7 +113,7 @@ class Activation:
         if group.number in self._warm:
             return
         await in_thread(overlays.prepare, self._settings.state, group)
-        pools = self._open(group, await in_thread(secrets.open_all, self._settings.state, group)).pools
+        pools = self._open(group, await self._open_secrets(group)).pools
         while True:
             self._news.clear()
             for pool in pools:
@@ -235,6 +239,10 @@ class Activation:
             if function.capture is not None
         }
 
+    def callees(self, group: Group) -> list[Callee]:
+        """The group's functions as they may invoke one another."""
+        return [Callee(f.id, f.arn, f.timeout_s, f.processes) for f in group.deployment.functions]
+
     async def _prepare_if_it_can(self, group: Group) -> secrets.Opened:
         """At a start there is no other group to keep: a function without what it needs fails, and the rest runs."""
         try:
@@ -242,10 +250,15 @@ class Activation:
         except (AgentError, OSError) as error:
             log.error("the functions' own copies of models cannot be made: %s", error)
         try:
-            return await in_thread(secrets.open_all, self._settings.state, group)
+            return await self._open_secrets(group)
         except AgentError as error:
             log.error("the functions' secrets cannot be opened: %s", error)
             return secrets.Opened({}, error)
+
+    async def _open_secrets(self, group: Group) -> secrets.Opened:
+        if not group.secrets:
+            return secrets.Opened({})  # at once: most groups have none
+        return await in_thread(secrets.open_all, self._settings.state, group)
 
     def _open(self, group: Group, opened_secrets: secrets.Opened) -> _Generation:
         self._generations += 1
@@ -311,6 +324,7 @@ class Activation:
             },
             memory_kb=function.memory_kb,
             start_s=function.start_timeout_s,
+            called=self._called,
             seen=functools.partial(_note_view, function.id, generation),
         )
 
@@ -326,6 +340,9 @@ class Activation:
             "deployment": origin.deployment,
             "batch": {"max_size": function.batch.max_size, "max_delay_ms": function.batch.max_delay_ms},
             "handler": function.handler,
+            "arn": function.arn,
+            "core": self._settings.core,
+            "memory_kb": function.memory_kb,
             "capture": function.capture is not None,
             "concurrency": function.concurrency,
             "timeout_s": function.timeout_s,

@@ -33,15 +33,18 @@ from agent.deployment.store import Group, Store
 from agent.errors import AgentError
 from agent.inference.dispatch import Dispatcher
 from agent.inference.requests import Request
-from agent.messages import Inbound, Outbound
+from agent.messages import JSON, Inbound, Outbound, Properties
 from agent.mqtt.broker import EmbeddedBroker
 from agent.mqtt.guard import guard_of, own_login
 from agent.mqtt.link import Link
 from agent.routes import FilterJournal, Routes
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.exchange import Exchange
+from agent.routing.function_calls import FunctionCalls
+from agent.routing.subscriptions import SHADOWS
 from agent.settings import Link as LinkSettings
 from agent.settings import Settings
+from agent.shadows.service import Shadows
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +98,17 @@ class Agent:
             timestamp=lambda: reports.timestamp(time.time()),
         )
         self.exchange.one_link = settings.cloud is None
+        self.shadows = Shadows(settings.state, self.loop, self._publish_of_shadow)
+        self.function_calls = FunctionCalls(self.exchange, _CallPorts(self))
         self.routes = Routes(settings, self.links, self.control_link, self.exchange)
         self.store = Store(settings.state, settings.retention)
         self.activation = Activation(
-            settings, self.dispatcher, loop=self.loop, routed=self._route, changed=self._state_changed
+            settings,
+            self.dispatcher,
+            loop=self.loop,
+            routed=self._route,
+            changed=self._state_changed,
+            called=self.function_calls.take,
         )
         self.deployer = Deployer(self.store, settings, self.activation, self._report, admit=self.routes.admit)
         self.jobs = self.routes.jobs = self._build_jobs()
@@ -190,6 +200,7 @@ class Agent:
         with contextlib.suppress(Exception):
             await self.deployer.close()
         await self.activation.stop(DRAIN_S)
+        self.shadows.close()
         await self.outbox.stop()
         for name, link in self.links.items():
             last = reports.retained(self._topics.state, self.state(online=False))
@@ -242,6 +253,12 @@ class Agent:
     def _put_routes(self, group: Group | None) -> None:
         self.routes.put(group, self.activation)
         self.captures.use(self.activation.captures(group) if group else {})
+        self.function_calls.know(self.activation.callees(group) if group else ())
+
+    def _publish_of_shadow(self, topic: str, payload: bytes) -> None:
+        message = Inbound("local", topic, payload, qos=1, properties=Properties(JSON), received_s=self.loop.time())
+        with contextlib.suppress(AgentError):  # logged and counted by the outbox
+            self.exchange.publish(SHADOWS, message)
 
     async def _say_online(self) -> None:
         await self.routes.settled()
@@ -326,11 +343,22 @@ class _ExchangePorts:
         self._agent = agent
         self.submit: Callable[[Request], None] = agent.dispatcher.submit
         self.ready: Callable[[str], bool] = agent.dispatcher.ready
+        self.has_room: Callable[[str, int], bool] = agent.dispatcher.has_room
         self.send: Callable[[str, str, Outbound, Callable[[], None]], None] = agent.outbox.send
         self.now = agent.loop.time
 
     def capture(self, settled: Settled, hold: Hold) -> None:
         self._agent.captures.consider(settled, hold)
+
+    def shadow(self, topic: str, payload: bytes, done: Callable[[], None]) -> None:
+        self._agent.shadows.receive(topic, payload, done)
+
+
+class _CallPorts:
+    def __init__(self, agent: Agent) -> None:
+        self.now = agent.loop.time
+        self.later = agent.loop.call_later
+        self.shadow_call = agent.shadows.call
 
 
 def _id_of(body: bytes) -> str | None:

@@ -24,11 +24,24 @@ class Call:
         wanted: whether its sender waits for an answer, result or none.
         event: what the handler gets, once it is decoded.
         context: of its last run.
+        client_context: base64 of JSON, or empty, where another function invoked this one; else None.
         settled: whether it is answered while its handler still runs.
         timer: what cancels it in time.
     """
 
-    __slots__ = ("context", "event", "kind", "n", "reply_to", "request", "settled", "timer", "topic", "wanted")
+    __slots__ = (
+        "client_context",
+        "context",
+        "event",
+        "kind",
+        "n",
+        "reply_to",
+        "request",
+        "settled",
+        "timer",
+        "topic",
+        "wanted",
+    )
 
     def __init__(self, n: int, topic: str, kind: str, request: str, wanted: bool) -> None:
         self.n = n
@@ -39,6 +52,7 @@ class Call:
         self.reply_to: str | None = None
         self.event: Any = None
         self.context: Context | None = None
+        self.client_context: str | None = None
         self.settled = False
         self.timer: Any = None
 
@@ -53,8 +67,11 @@ class Calls:
 
     def received(self, frame: frames.Frame) -> Call:
         """The request in a frame, its event not decoded yet."""
-        _, n, topic, content_type, fallback, wanted = frame[0]
-        return Call(n, topic, self._kinds.get(content_type) or self._kind(content_type), fallback, wanted)
+        _, n, topic, content_type, fallback, wanted, *invoked = frame[0]
+        call = Call(n, topic, self._kinds.get(content_type) or self._kind(content_type), fallback, wanted)
+        if invoked:
+            call.client_context = invoked[0]
+        return call
 
     def _kind(self, content_type: str | None) -> str:
         kind = payload.kind_of(content_type, self._config.encoding)

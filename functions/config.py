@@ -44,6 +44,8 @@ class Config(NamedTuple):
         timeout_s: for one request in an async handler; None: for ever. A worker cannot stop any other handler: the
             agent stops the worker.
         secrets: ``{id, arn, versions}`` each.
+        executable: Executable as the deployment has it; None: it has none.
+        arn, core, memory_kb: FunctionArn, the core's name and MemorySize, for V1 code.
     """
 
     function: str
@@ -61,6 +63,10 @@ class Config(NamedTuple):
     concurrency: int
     timeout_s: float | None
     secrets: tuple[Mapping[str, Any], ...] = ()
+    executable: str | None = None
+    arn: str = ""
+    core: str = ""
+    memory_kb: int | None = None
 
 
 def read(frame: Mapping[str, Any]) -> Config:
@@ -87,4 +93,8 @@ def read(frame: Mapping[str, Any]) -> Config:
         concurrency=max(1, frame.get("concurrency") or CONCURRENCY),
         timeout_s=frame.get("timeout_s"),
         secrets=tuple(frame.get("secrets") or ()),
+        executable=frame.get("handler"),
+        arn=frame.get("arn") or "",
+        core=frame.get("core") or "",
+        memory_kb=frame.get("memory_kb"),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgpack
@@ -24,10 +24,12 @@ IOV_MAX: Final = 1024  # Linux: UIO_MAXIOV
 
 # Agent to worker.
 CONFIG: Final = 0  # [CONFIG, {..}]: first frame, once; see functions.worker.Config
-REQUEST: Final = 1  # [REQUEST, n, topic, content type or None, fallback id, wants an answer] + payload
+REQUEST: Final = 1  # [REQUEST, n, topic, content type or None, fallback id, wants an answer] + payload; where another
+# function invoked this one also its client context: a text, base64 of JSON, or empty
 STOP: Final = 2  # [STOP]: finish what was received, then exit with 0
 CHECK: Final = 3  # [CHECK, n, resource, overrides] + a health check as JSON, see functions.health
 RECORD: Final = 4  # [RECORD, n, resource] + the inputs of golden requests as JSON
+REPLY: Final = 5  # [REPLY, n, code or None, message or None, function error] + payload: to a CALL that wants one
 
 # Worker to agent.
 READY: Final = 10  # [READY, {models: [..], import_s, load_s, warm_up_s, max_batch}]: import, load and warm-up are done
@@ -38,6 +40,7 @@ RESULT: Final = 12
 ERROR: Final = 13  # [ERROR, n, request id, reply_to or None, code, message]
 CHECKED: Final = 14  # [CHECKED, n, code or None, message or None]
 RECORDED: Final = 15  # [RECORDED, n, code or None, message or None] + a list of outputs as JSON, one for each request
+CALL: Final = 16  # [CALL, n or 0: no reply, operation, {..}, n of the request that it is made in or 0] + payload
 
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -66,6 +69,12 @@ def pack(header: Sequence[Any], *buffers: Buffer) -> list[Buffer]:
     if body > MAX_BODY_BYTES:
         raise FrameError(f"a message of {body} bytes is beyond MQTT's limit of {MAX_BODY_BYTES}")
     return [_pack_prefix(len(head), body) + head, *buffers]
+
+
+def pack_call(n: int, operation: str, arguments: Mapping[str, Any], during: int, body: bytes) -> bytes:
+    """A CALL frame; may be made on any thread, unlike `pack`."""
+    head = msgpack.packb([CALL, n, operation, arguments, during])
+    return b"".join((PREFIX.pack(len(head), len(body)), head, body))
 
 
 class FrameReader:

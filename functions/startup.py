@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from functions import config, frames, loading, mounts
 from functions.errors import StartError
@@ -20,6 +20,7 @@ from functions.runtimes.calling_home import stay_home
 from functions.serving import Server
 
 if TYPE_CHECKING:
+    from functions.greengrass.entry import Entry
     from functions.runtimes.base import Model
 
 
@@ -32,7 +33,11 @@ def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
     seen = mounts.enter(first[0][0][1].get("mounts"))  # ahead of any other thread, which would keep the old view
     pulse = Pulse(pulse_sock)
     try:
-        server, facts = prepared(sock, reader, config.read(first[0][0][1]))
+        settings = config.read(first[0][0][1])
+        entry = _lambda_entry(settings)
+        if entry is not None:
+            _run_lambda(sock, reader, settings, entry, pulse=pulse, received=first[1:], facts=seen._asdict())
+        server, facts = prepared(sock, reader, settings)
     except StartError as error:
         frames.send_all(sock, frames.pack([frames.FAILED, error.code, error.message]))
         _end(1)
@@ -47,6 +52,25 @@ def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
     except (BrokenPipeError, ConnectionResetError):
         pass  # the agent is gone
     _end(0)
+
+
+def _lambda_entry(settings: config.Config) -> Entry | None:
+    """Where V1 Lambda code begins; None: the function is of another kind.
+
+    Raises:
+        StartError: FUNCTION_NOT_FOUND.
+    """
+    if settings.code is None or not os.path.isdir(settings.code):
+        return None
+    from functions.greengrass.entry import find
+
+    return find(settings.function, settings.code, settings.executable)
+
+
+def _run_lambda(*args: Any, **more: Any) -> NoReturn:
+    from functions.greengrass.running import run as run_lambda
+
+    run_lambda(*args, end=_end, **more)
 
 
 def _first_frames(sock: socket.socket, reader: frames.FrameReader) -> list[frames.Frame]:
@@ -142,7 +166,7 @@ def _described(models: dict[str, Model]) -> list[dict[str, Any]]:
     ]
 
 
-def _end(code: int) -> None:
+def _end(code: int) -> NoReturn:
     """Ends the process without waiting for threads that a function has left running, as Lambda code does."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -149,9 +149,10 @@ def test_the_whole_document_is_read() -> None:
         Subscription("local", "sensors/+/motion", "function:activity", "s1"),
         Subscription("function:lambda", "#", "cloud", "s2"),
         Subscription("local", "w", "cloud", "s3"),
+        Subscription("GGShadowService", "$aws/things/x/shadow/#", "cloud", "s4"),
     )
     said = "\n".join(found.warnings)
-    assert all(word in said for word in ("GGShadowService", "'l1'", "IsolationMode"))
+    assert all(word in said for word in ("'l1'", "IsolationMode"))
 
 
 def test_msgpack_says_the_same_as_json() -> None:

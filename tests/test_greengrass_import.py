@@ -165,6 +165,7 @@ def test_a_saved_group_becomes_a_document_that_a_core_takes(metadata: bool) -> N
     assert routes == [
         Subscription("local", "motion", "function:activity"),
         Subscription("function:activity", "activity/#", "cloud"),
+        Subscription("function:activity", "$aws/things/x/shadow/update", "GGShadowService"),
     ]
     assert [each.id for each in deployment.functions] == ["activity", "blink"]
 
@@ -172,7 +173,7 @@ def test_a_saved_group_becomes_a_document_that_a_core_takes(metadata: bool) -> N
 def test_all_that_this_core_does_not_do_is_said() -> None:
     warnings = "\n".join(import_group(saved_group()).warnings)
     for words in (
-        "ExecArgs", "AccessSysfs", "FunctionRuntimeOverride", "'nodejs12.x'", "GGIPDetector", "GGShadowService",
+        "ExecArgs", "AccessSysfs", "FunctionRuntimeOverride", "'nodejs12.x'", "GGIPDetector",
         "connectors/Modbus", "'l' is not used", "'c' is not used", "Cores: press-7", "shadow of press-7",
         "functions/activity", "functions/blink", "have each other's messages",
     ):  # fmt: skip

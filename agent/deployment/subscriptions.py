@@ -11,19 +11,22 @@ from agent.deployment.definition import Function
 from agent.deployment.fields import Fields, nearest, shown
 from agent.deployment.resources import ID, ID_WORDS
 from agent.routing import topics
-from agent.routing.subscriptions import LINKS
+from agent.routing.subscriptions import LINKS, SHADOWS
 from agent.settings import Subscription
 
 MAX_SUBSCRIPTIONS: Final = 10_000  # V1: subscriptions a group
 THING_ARN: Final = re.compile(r"arn:aws[a-z-]*:iot:[a-z0-9-]*:[0-9]*:thing/.+")
+SHADOW_SERVICE: Final = re.compile(
+    r"GGShadowService|arn:aws[a-z-]*:lambda:::function:GGShadowService(:[A-Za-z0-9$_-]+)?"
+)
 LEFT_OUT: Final = re.compile(
-    r"GGShadowService|arn:aws[a-z-]*:lambda:::function:GG[A-Za-z0-9_-]*(:[A-Za-z0-9$_-]+)?"
+    r"arn:aws[a-z-]*:lambda:::function:GG[A-Za-z0-9_-]*(:[A-Za-z0-9$_-]+)?"
     r"|arn:aws[a-z-]*:greengrass:.*:/?connectors/.+"
 )
 
 
 def read_subscriptions(document: Fields, functions: Mapping[str, Function]) -> tuple[Subscription, ...]:
-    """All subscriptions that could be read; those of shadows and of connectors are left out with a warning."""
+    """All subscriptions that could be read; those of connectors are left out with a warning."""
     found: dict[tuple[str, str, str], Subscription] = {}
     ids: set[str] = set()
     for value, where in document.items("Subscriptions", MAX_SUBSCRIPTIONS):
@@ -69,6 +72,8 @@ def _ends(fields: Fields, key: str, functions: Mapping[str, Function]) -> list[s
     end = fields.text(key, required=True)
     if end is None or end in ("local", "cloud"):
         return [end] if end else []
+    if SHADOW_SERVICE.fullmatch(end):
+        return [SHADOWS]
     if LEFT_OUT.fullmatch(end):
         fields.problems.warn(fields.where, f"is left out: this core has no {end}")
         return []
@@ -79,6 +84,6 @@ def _ends(fields: Fields, key: str, functions: Mapping[str, Function]) -> list[s
     same = [f"function:{f.id}" for f in functions.values() if f.arn == end and end.startswith("arn:")]
     if not same:
         known = ["local", "cloud", *(f"function:{id}" for id in functions)]
-        text = f"must be local, cloud, function:ID of this group, a thing's ARN or a function's, not {shown(end)}"
-        fields.bad(key, text + nearest(end, known))
+        what = "local, cloud, GGShadowService, function:ID of this group, a thing's ARN or a function's"
+        fields.bad(key, f"must be {what}, not {shown(end)}{nearest(end, known)}")
     return same

@@ -33,6 +33,11 @@ class Dispatcher:
         pool = self.pools.get(function)
         return pool is None or pool.state != "starting"
 
+    def has_room(self, function: str, size: int) -> bool:
+        """Whether a request of so many bytes for `function` would be run or queued now."""
+        pool = self.pools.get(function)
+        return pool is not None and pool.has_room(size)
+
     def promote(self, pools: Iterable[Pool], drained: Callable[[Pool], None] | None = None) -> None:
         """Puts `pools` into use in place of all others; what waited in those goes to the new ones.
 

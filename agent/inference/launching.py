@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import functions
-from agent.inference.requests import Origin
+from agent.inference.requests import FunctionCall, Origin
 
 BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from functions.worker import main; main()"
 THREADS: Final = (
@@ -37,6 +37,7 @@ class Spec:
         memory_kb: resident memory it may take, KiB; None: unlimited.
         start_s: how long it may take until it is ready, seconds.
         groups: GIDs that it has beside the agent's own.
+        called: takes what the function asks of the agent; returns at once.
         seen: called before it counts as ready with how far its view of the files is its own (the tier) and what could
             not be done of it.
     """
@@ -50,6 +51,7 @@ class Spec:
     memory_kb: int | None = None
     start_s: float = 120.0
     groups: Collection[int] = ()
+    called: Callable[[FunctionCall], None] | None = None
     seen: Callable[[str, Sequence[str]], None] = lambda tier, warnings: None
 
 

@@ -102,6 +102,15 @@ class Pool:
         """Process ids of the workers, for the status."""
         return [worker.pid for worker in self._slots]
 
+    def sent(self, worker: Worker, n: int) -> Request | None:
+        """The request that the worker was sent under that number, until it is settled."""
+        slot = self._slots.get(worker)
+        return slot.in_flight.get(n) if slot else None
+
+    def has_room(self, size: int) -> bool:
+        """Whether a request of so many bytes would be run or queued now."""
+        return self.state != "failed" and (free(self._slots.values()) is not None or self._queue.has_room(size))
+
     def _add(self) -> None:
         worker = self._start(self)
         self._slots[worker] = Slot(worker)

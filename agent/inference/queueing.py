@@ -31,11 +31,15 @@ class WorkQueue:
     def put(self, request: Request) -> bool:
         """Adds it at the end; returns False where there is no room."""
         size = len(request.payload)
-        if len(self.requests) >= MAX_QUEUED or self._bytes + size > MAX_QUEUED_BYTES:
+        if not self.has_room(size):
             return False
         self.requests.append(request)
         self._bytes += size
         return True
+
+    def has_room(self, size: int) -> bool:
+        """Whether a request of so many bytes would be taken."""
+        return len(self.requests) < MAX_QUEUED and self._bytes + size <= MAX_QUEUED_BYTES
 
     def get(self) -> Request:
         """Takes the oldest.

@@ -29,6 +29,7 @@ class Request:
         expires_s: clock after which it is answered EXPIRED instead of run; None: never.
         settle: called exactly once with the outcome.
         context: the caller's own.
+        client_context: base64 of JSON, or empty, where another function invokes this one; else None.
     """
 
     function: str
@@ -42,6 +43,7 @@ class Request:
     context: Any = None
     tries: int = 0
     sent_s: float = 0.0
+    client_context: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,41 @@ class Examination:
     resource: str
     overrides: Mapping[str, Any]
     check: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What comes of a `FunctionCall`.
+
+    Attributes:
+        error: it could not be done; None: it was.
+        function_error: of an invocation that was done: ``Handled`` where the function said so, ``Unhandled`` where the
+            agent did, empty where it succeeded.
+    """
+
+    body: bytes = b""
+    error: AgentError | None = None
+    function_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """What a function asks of the agent while it runs.
+
+    Attributes:
+        origin: who asks.
+        operation: ``publish``, ``invoke`` or ``shadow``.
+        arguments: of the operation, as its worker sent them: not to be trusted.
+        during: the request that it serves meanwhile; None: it asks from a thread of its own.
+        reply: to be called once, on the loop's thread.
+    """
+
+    origin: Origin
+    operation: str
+    arguments: Mapping[str, Any]
+    body: bytes
+    during: Request | None
+    reply: Callable[[Reply], None]
 
 
 class Worker(Protocol):

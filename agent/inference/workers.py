@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any, Final
 from agent.errors import AgentError, FunctionError
 from agent.inference.launching import Spec, launch, open_pidfd
 from agent.inference.pool import Pool
-from agent.inference.requests import Answer, Examination, Failure, Kept, Request, Worker
+from agent.inference.requests import Answer, Examination, Failure, FunctionCall, Kept, Reply, Request, Worker
 from agent.inference.vitals import MemoryWatch, Pulse
 from agent.inference.wire import Wire, pair
 from functions import frames
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 DRAIN_S: Final = 30.0
 KEPT_LINES: Final = 20
+MAX_CALLS: Final = 1024  # of one worker, that wait for their reply
 Examined = Callable[[AgentError | None], None]
 
 
@@ -37,6 +39,8 @@ class WorkerProcess:
         self._pool = pool
         self._loop = loop
         self._ready = False
+        self._closed = False
+        self._calls = 0  # of the function to the agent, that are not answered yet
         self._stopping = False
         self._reason: AgentError | None = None
         self._examined = 0
@@ -78,6 +82,8 @@ class WorkerProcess:
 
     def send(self, n: int, request: Request) -> None:
         header = [frames.REQUEST, n, request.topic, request.content_type, request.id, request.wants_answer]
+        if request.client_context is not None:
+            header.append(request.client_context)
         self._wire.write(frames.pack(header, request.payload))
 
     def examine(self, examination: Examination, done: Examined) -> None:
@@ -120,6 +126,8 @@ class WorkerProcess:
             _, n, request_id, reply_to, code, message = header
             failure = Failure(self.spec.origin, FunctionError(code, message), request_id, reply_to)
             self._pool.on_result(self, n, failure)
+        elif kind == frames.CALL:
+            self._on_call(header, body)
         elif kind == frames.READY:
             self._on_ready(header[1])
         elif kind == frames.CHECKED:
@@ -127,6 +135,25 @@ class WorkerProcess:
             self._examinations.pop(n)(FunctionError(code, message) if code else None)
         elif kind == frames.FAILED:
             self._reason = self._reason or FunctionError(header[1], header[2])
+
+    def _on_call(self, header: list[Any], body: bytes) -> None:
+        _, n, operation, arguments, during = header
+        if self.spec.called is None or self._calls >= MAX_CALLS:
+            self._reply(n, Reply(error=_too_many(self.spec.origin.function)))
+            return
+        self._calls += 1
+        request = self._pool.sent(self, during) if during else None
+        reply = functools.partial(self._answered, n)
+        self.spec.called(FunctionCall(self.spec.origin, operation, arguments, body, request, reply))
+
+    def _answered(self, n: int, reply: Reply) -> None:
+        self._calls -= 1
+        self._reply(n, reply)
+
+    def _reply(self, n: int, reply: Reply) -> None:
+        if n and not self._closed:
+            code, message = (reply.error.code, reply.error.text) if reply.error else (None, None)
+            self._wire.write(frames.pack([frames.REPLY, n, code, message, reply.function_error], reply.body))
 
     def _on_ready(self, facts: dict[str, Any]) -> None:
         self._ready = True
@@ -206,6 +233,7 @@ class WorkerProcess:
         return FunctionError("WORKER_CRASHED", f"A worker of function {self.spec.origin.function} {how}.{hint}{said}")
 
     def _close(self) -> None:
+        self._closed = True
         for timer in self._timers:
             timer.cancel()
         if self._memory is not None:
@@ -264,6 +292,10 @@ def _kept(samples: list[Any], body: bytes, at: int) -> list[Kept]:
                 at += part[1]
         kept.append(Kept(reason, *own))
     return kept
+
+
+def _too_many(function: str) -> FunctionError:
+    return FunctionError("TOO_MANY_CALLS", f"Function {function} has {MAX_CALLS} calls to the agent open.", "Ask less.")
 
 
 def _signal_name(number: int) -> str:

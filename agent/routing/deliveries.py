@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from agent.errors import AgentError
 from agent.messages import Inbound, Outbound
 
 HELD_S = 0.05
@@ -27,7 +28,10 @@ class Delivery:
     Attributes:
         key: unique here and over restarts; also the request's id where the message names none.
         open: outcomes that are not safe yet; at 0 the delivery is over.
-        respond: takes the answer in place of a link: a request over the control socket.
+        respond: takes the answer in place of a link: a request over the control socket, or of another function.
+        tell_failure: takes the error of such a request, where it is to be told from an answer.
+        hops: how many functions it had gone through before.
+        client_context: what the function that invokes another sends with its payload; see `Request`.
         named: the request names its id.
         failed: somebody was told of an error.
         sent: what went out for it on its own link, as (link, message); None: nobody wants to know.
@@ -36,8 +40,8 @@ class Delivery:
     """
 
     __slots__ = (
-        "acked", "failed", "followers", "inboxed", "key", "message", "named", "numbers", "open", "respond", "sent",
-        "stale", "targets",
+        "acked", "client_context", "failed", "followers", "hops", "inboxed", "key", "message", "named", "numbers",
+        "open", "respond", "sent", "stale", "targets", "tell_failure",
     )  # fmt: skip
 
     def __init__(self, key: str, message: Inbound, targets: tuple[str, ...] = ()) -> None:
@@ -54,6 +58,9 @@ class Delivery:
         self.sent: list[tuple[str, Outbound]] | None = None
         self.followers: list[Delivery] | None = None
         self.numbers: dict[str, int] | None = None
+        self.tell_failure: Callable[[AgentError], None] | None = None
+        self.hops = 0
+        self.client_context: str | None = None
 
 
 class Ports(Protocol):

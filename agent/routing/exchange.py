@@ -27,7 +27,7 @@ from agent.routing.answers import (
 )
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.repeats import Repeats, message_id
-from agent.routing.subscriptions import FUNCTION, Subscriptions
+from agent.routing.subscriptions import FUNCTION, LINKS, SHADOWS, Subscriptions
 from agent.routing.topics import name_problem
 from agent.settings import AnswerLimits, Topics
 
@@ -55,6 +55,8 @@ NO_TRAITS = FunctionTraits()
 class Ports(Protocol):
     def submit(self, request: Request) -> None: ...
     def ready(self, function: str) -> bool: ...
+    def has_room(self, function: str, size: int) -> bool: ...
+    def shadow(self, topic: str, payload: bytes, done: Callable[[], None]) -> None: ...
     def send(self, link: str, kind: str, out: Outbound, done: Callable[[], None]) -> None: ...
     def now(self) -> float: ...
     def capture(self, settled: Settled, hold: Hold) -> None: ...
@@ -154,6 +156,62 @@ class Exchange:
         delivery.respond = respond
         self._open(delivery)
 
+    def call(
+        self,
+        function: str,
+        message: Inbound,
+        client_context: str,
+        *,
+        hops: int,
+        respond: Callable[[str, bytes], None] | None,
+        failed: Callable[[AgentError], None] | None,
+    ) -> None:
+        """Runs one function for another; never through a broker.
+
+        Args:
+            hops: how many functions have led to this call.
+            respond: gets (content type, payload) of the answer; None: nobody waits.
+            failed: gets the error, in place of the errors topic.
+        """
+        delivery = Delivery(next(self._keys), message, (FUNCTION + function,))
+        delivery.respond, delivery.tell_failure = respond, failed
+        delivery.hops, delivery.client_context = hops, client_context
+        self._open(delivery)
+
+    def publish(self, source: str, message: Inbound, *, hops: int = 0, strict: bool = False) -> None:
+        """Carries what a function (or the shadows) publishes by itself along the subscriptions.
+
+        Args:
+            source: as subscriptions name it.
+            hops: how many functions have led to it.
+            strict: all of its targets get it, or none does.
+
+        Raises:
+            RejectedError: BAD_RESULT_TOPIC; with `strict`, MESSAGE_TOO_LARGE.
+            FunctionError: with `strict`, OVERLOADED.
+        """
+        problem = name_problem(message.topic)
+        if problem is not None:
+            raise RejectedError("BAD_RESULT_TOPIC", f"{source}: {problem}.")
+        targets = self.subscriptions.route(source, message.topic)
+        delivery = Delivery(next(self._keys), message, targets)
+        delivery.hops = hops
+        functions = [target[len(FUNCTION) :] for target in targets if target.startswith(FUNCTION)]
+        full = [f for f in functions if strict and not self._ports.has_room(f, len(message.payload))]
+        if full:
+            raise FunctionError("OVERLOADED", f"Function {full[0]} takes no more messages now.", "Publish it later.")
+        self._deliveries.begin(delivery, ready=True)
+        try:
+            for link in (target for target in targets if target in LINKS):
+                self._forward(link, message, delivery, strict=strict)
+            if SHADOWS in targets:
+                self._to_shadows(message.topic, message.payload, delivery)
+            for function in functions:
+                content_type, errand = message.properties.content_type, _Errand(delivery, 0)
+                self._pass_on(function, message.topic, content_type, message.payload, errand)
+        finally:
+            self._deliveries.release(delivery)
+
     def _open(self, delivery: Delivery) -> None:
         ready = all(self._ports.ready(t[len(FUNCTION) :]) for t in delivery.targets if t.startswith(FUNCTION))
         self._deliveries.begin(delivery, ready=ready)
@@ -172,6 +230,8 @@ class Exchange:
                     delivery,
                     0,
                 )
+            elif target == SHADOWS:
+                self._to_shadows(message.topic, message.payload, delivery)
             else:
                 self._forward(target, message, delivery)
         self._deliveries.release(delivery)
@@ -192,6 +252,7 @@ class Exchange:
             wants_answer=direct and (properties.response_topic is not None or delivery.respond is not None),
             expires_s=None if expiry is None else delivery.message.received_s + expiry,
             context=_Errand(delivery, hops),
+            client_context=delivery.client_context if direct else None,
         )
         problem = answer_topic_problem(properties.response_topic, self._own) if direct else None
         if problem is not None:
@@ -199,7 +260,11 @@ class Exchange:
         else:
             self._ports.submit(request)
 
-    def _forward(self, link: str, message: Inbound, delivery: Delivery) -> None:
+    def _to_shadows(self, topic: str, payload: bytes, delivery: Delivery) -> None:
+        delivery.open += 1
+        self._ports.shadow(topic, payload, lambda: self._deliveries.release(delivery))
+
+    def _forward(self, link: str, message: Inbound, delivery: Delivery, *, strict: bool = False) -> None:
         expiry_s = message.properties.expiry_s
         if expiry_s is not None:
             expiry_s = math.ceil(message.received_s + expiry_s - self._ports.now())
@@ -214,8 +279,11 @@ class Exchange:
             user=tuple(pair for pair in message.properties.user if pair[0] != "core"),
         )
         qos = 1 if link == "cloud" else message.qos
-        with contextlib.suppress(RejectedError):  # logged and counted by the outbox
+        try:
             self._send(link, "result", Outbound(message.topic, message.payload, qos, properties=properties), delivery)
+        except RejectedError:
+            if strict:
+                raise  # else it is enough that the outbox has logged and counted it
 
     # -- out --------------------------------------------------------------------------------------------------------
 
@@ -255,6 +323,8 @@ class Exchange:
         for target in self.subscriptions.route(FUNCTION + request.function, topic):
             if target.startswith(FUNCTION):
                 self._pass_on(target[len(FUNCTION) :], topic, content_type, payload, errand)
+            elif target == SHADOWS:
+                self._to_shadows(topic, payload, delivery)
             else:
                 qos = 1 if target == "cloud" else delivery.message.qos
                 travels = target == "cloud" or target != delivery.message.link
@@ -270,9 +340,9 @@ class Exchange:
         numbers[function] = numbers.get(function, 0) + 1
         return message_id(delivery, function, numbers[function])
 
-    def _pass_on(self, function: str, topic: str, content_type: str, payload: bytes, errand: _Errand) -> None:
+    def _pass_on(self, function: str, topic: str, content_type: str | None, payload: bytes, errand: _Errand) -> None:
         errand.delivery.open += 1
-        if errand.hops < MAX_HOPS:
+        if errand.delivery.hops + errand.hops < MAX_HOPS:
             self._submit(function, topic, payload, content_type, errand.delivery, errand.hops + 1)
             return
         request = Request(function, topic, payload, content_type, errand.delivery.key, self._settle)
@@ -325,6 +395,9 @@ class Exchange:
 
     def _report(self, request: Request, failure: Failure, errand: _Errand, *, answerable: bool = True) -> None:
         """Says what went wrong, to the requester where there is one, else on the errors topic. Never silent."""
+        if errand.delivery.tell_failure is not None and not errand.hops and answerable:
+            errand.delivery.tell_failure(failure.error)
+            return
         errand.delivery.failed = True
         message, traits = errand.delivery.message, self._traits(request.function)
         kind = kind_of(request.content_type, traits.encoding)
@@ -380,6 +453,13 @@ class Exchange:
         except RejectedError:
             delivery.open -= 1
             raise
+
+    def hops_of(self, request: Request | None) -> int:
+        """How many functions a call goes through that is made while `request` is served; None: from nowhere."""
+        if request is None or not isinstance(request.context, _Errand):
+            return 1
+        errand: _Errand = request.context
+        return errand.delivery.hops + errand.hops + 1
 
     def _traits(self, function: str) -> FunctionTraits:
         return self.traits.get(function, NO_TRAITS)

@@ -12,6 +12,7 @@ from agent.settings import Subscription
 
 LINKS = ("local", "cloud")
 FUNCTION = "function:"
+SHADOWS = "GGShadowService"  # V1's name for the core's own store of shadows
 CACHED_ROUTES = 8192  # topics seen lately; a core with more topics than that pays the trie's walk
 
 

@@ -1,0 +1,3 @@
+# helps
+def help(event):
+    return event
