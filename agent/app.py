@@ -110,7 +110,9 @@ class Agent:
             changed=self._state_changed,
             called=self.function_calls.take,
         )
-        self.deployer = Deployer(self.store, settings, self.activation, self._report, admit=self.routes.admit)
+        self.deployer = Deployer(
+            self.store, settings, self.activation, self._report, admit=self.routes.admit, ask_anew=self._ask_anew
+        )
         self.jobs = self.routes.jobs = self._build_jobs()
         self.control = ControlServer(settings.state, Console(self._parts()).handlers())
 
@@ -130,6 +132,10 @@ class Agent:
         if self.settings.jobs is None:
             return None
         return JobChannel(self.settings.jobs, self.links[self.control_link], self.deployer, _id_of)
+
+    async def _ask_anew(self, deployment: str) -> tuple[bytes, bytes | None] | None:
+        """Only a job's document can be asked for once more: others are sent, and nobody keeps them."""
+        return await self.jobs.ask_anew(deployment) if self.jobs else None
 
     def _build_brokers(self) -> list[EmbeddedBroker]:
         local = self.settings.local

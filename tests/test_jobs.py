@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from agent.cloud import job_messages as messages
 from agent.cloud import jobs
 from agent.cloud.job_messages import Execution
-from agent.cloud.jobs import Action, Cancel, Deploy, Jobs, Publish
+from agent.cloud.jobs import Action, Anew, Cancel, Deploy, Jobs, Publish
 from agent.deployment.document import deployment_id_of
 from agent.errors import ConfigError
 from agent.settings import reader
@@ -56,6 +56,7 @@ class Bench:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.deployed: list[str] = []
         self.cancelled: list[tuple[str, str]] = []
+        self.anew: list[Anew] = []
 
     def up(self) -> Bench:
         self.did(self.jobs.link_up(self.now_s))
@@ -68,6 +69,8 @@ class Bench:
                 self.asked.append((action.topic[len(PREFIX) :], dict(action.values)))
             elif isinstance(action, Deploy):
                 self.deployed.append(action.document.deployment)
+            elif isinstance(action, Anew):
+                self.anew.append(action)
             elif isinstance(action, Cancel):
                 self.cancelled.append((action.deployment, action.status))
 
@@ -416,7 +419,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("bytes"), st.sampled_from(TOPICS), st.binary(max_size=20)),
     st.tuples(st.just("told"), st.sampled_from(STATES), st.text(max_size=3)),
     st.tuples(st.just("time"), st.floats(0, 100), st.none()),
-    st.tuples(st.sampled_from(["up", "down", "taken"]), st.none(), st.none()),
+    st.tuples(st.sampled_from(["up", "down", "taken", "stale"]), st.none(), st.none()),
 )
 
 
@@ -437,6 +440,8 @@ def _happens(bench: Bench, event: tuple[str, Any, Any]) -> None:
         bench.up()
     elif kind == "down":
         bench.jobs.link_down()
+    elif kind == "stale" and bench.jobs.job:
+        bench.did(bench.jobs.ask_anew(bench.jobs.job.deployment, bench.now_s))
     elif kind == "taken" and bench.jobs.job:
         bench.jobs.taken(bench.jobs.job.deployment)
 

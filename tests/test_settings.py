@@ -209,7 +209,7 @@ policy:
         ("core: [a]", "line 1: `core` must be text"),
         ("core: a\ncore: b", "line 2: the key `core` is there twice, first on line 1"),
         ("core: a\nfunction: [x]", "line 2: unknown key `function`; did you mean `functions`?"),
-        ("core: a\nzzz: 1", "line 2: unknown key `zzz`; known are `answers`, `capture`"),
+        ("core: a\nzzz: 1", "line 2: unknown key `zzz`; known are `answers`, `aws`"),
         ("core: a\n<<: {state: b}", "line 2: unknown key `<<`"),
         ("core: a\nfunctions: here", "line 2: `functions` must be a list"),
         ("core: a\nsubscriptions: {a: b}", "line 2: `subscriptions` must be a list"),

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from agent.cloud import job_messages
-from agent.cloud.jobs import Action, Cancel, Jobs, Publish
+from agent.cloud.jobs import Action, Anew, Cancel, Jobs, Publish
 from agent.errors import AgentError
 from agent.messages import Inbound, Outbound
 
 log = logging.getLogger(__name__)
+
+ANEW_S = 300.0  # for the cloud to give a document out again, over connections that are lost meanwhile
 
 
 class LinkPort(Protocol):
@@ -64,6 +66,7 @@ class JobChannel:
         self._loop = asyncio.get_running_loop()
         self._jobs = Jobs(thing, secrets.token_hex(4), random.random, id_of)
         self._timer: asyncio.TimerHandle | None = None
+        self._anew: asyncio.Future[job_messages.Document | None] | None = None
 
     def hears(self, topic: str) -> bool:
         """Whether a message on `topic` is the channel's."""
@@ -95,6 +98,16 @@ class JobChannel:
         """Takes a status of the deployer's."""
         self._do(self._jobs.told(status, self._loop.time()))
 
+    async def ask_anew(self, deployment: str) -> tuple[bytes, bytes | None] | None:
+        """The document of the job under way as the cloud gives it out now, and its identity; None: it does not."""
+        self._anew = answer = self._loop.create_future()
+        self._do(self._jobs.ask_anew(deployment, self._loop.time()))
+        try:
+            document = await asyncio.wait_for(answer, ANEW_S)
+        except asyncio.TimeoutError:
+            return None
+        return (document.body, document.identity) if document else None
+
     def close(self) -> None:
         """Says nothing more; the next start goes on."""
         self.link_down()
@@ -103,6 +116,9 @@ class JobChannel:
         for action in actions:
             if isinstance(action, Publish):
                 self._publish(action)
+            elif isinstance(action, Anew):
+                if self._anew is not None and not self._anew.done():
+                    self._anew.set_result(action.document)
             elif isinstance(action, Cancel):
                 why = f"its job {action.job} is {action.status} in the cloud"
                 self._deployer.cancel(AgentError("JOB_ENDED", why), action.deployment)

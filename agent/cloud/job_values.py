@@ -25,6 +25,14 @@ class Deploy:
 
 
 @dataclass(frozen=True, slots=True)
+class Anew:
+    """The document of that deployment, as the cloud gives it out now; None where it does not any more."""
+
+    deployment: str
+    document: Document | None
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """End that deployment where it can still be ended: its job ended in the cloud with `status`."""
 
@@ -33,7 +41,7 @@ class Cancel:
     status: str
 
 
-Action = Publish | Deploy | Cancel
+Action = Publish | Deploy | Cancel | Anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +80,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The request that is out."""
+    """The request that is out; `whole` where the job's document is wanted with its answer."""
 
     kind: Kind
     token: str
     deadline_s: float
     said: Said | None = None
+    whole: bool = False

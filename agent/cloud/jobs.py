@@ -26,9 +26,9 @@ from agent.cloud.job_messages import (
     read,
     topic_of,
 )
-from agent.cloud.job_values import Action, Asked, Cancel, Deploy, Job, Publish, Said
+from agent.cloud.job_values import Action, Anew, Asked, Cancel, Deploy, Job, Publish, Said
 
-__all__ = ["Action", "Cancel", "Deploy", "Jobs", "Publish"]
+__all__ = ["Action", "Anew", "Cancel", "Deploy", "Jobs", "Publish"]
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Jobs:
         self._up = False
         self._waiting = False  # a job may wait in the cloud
         self._let_be: tuple[str, int | None] | None = None  # the execution whose end could not be told
+        self._stale: str | None = None  # the deployment whose document is to be asked for again
         self._asked_count = self._tries = self._cut = 0
         self._not_before = 0.0
 
@@ -123,6 +124,11 @@ class Jobs:
         self.job = replace(job, wanted=Said(status["status"], details_of(status)))
         return self._go(now_s)
 
+    def ask_anew(self, deployment: str, now_s: float) -> list[Action]:
+        """The document of that deployment is wanted again: the URLs in it have expired. An `Anew` follows, if any."""
+        self._stale = deployment
+        return self._go(now_s)
+
     def tick(self, now_s: float) -> list[Action]:
         """Time has passed."""
         if self.asked is not None and now_s >= self.asked.deadline_s:
@@ -136,9 +142,12 @@ class Jobs:
         job = self.job
         if job is None:
             return Kind.START if self._waiting else None
-        if job.check:
+        if job.check or self._is_stale(job):
             return Kind.GET
         return Kind.UPDATE if job.wanted != job.told else None
+
+    def _is_stale(self, job: Job | None) -> bool:
+        return job is not None and bool(job.deployment) and job.deployment == self._stale
 
     def _earliest(self, wish: Kind) -> float:
         if wish is Kind.UPDATE and self.job and not self.job.wanted.final:
@@ -152,7 +161,8 @@ class Jobs:
         self._asked_count += 1
         token = f"{self._boot}-{self._asked_count}"
         job = self.job
-        self.asked = Asked(wish, token, now_s + REPLY_S, job.wanted if job and wish is Kind.UPDATE else None)
+        said = job.wanted if job and wish is Kind.UPDATE else None
+        self.asked = Asked(wish, token, now_s + REPLY_S, said, wish is Kind.GET and self._is_stale(job))
         topic = topic_of(self._thing, wish, job.id if job else "")
         return [Publish(topic, {**self._request(wish), "clientToken": token})]
 
@@ -162,7 +172,7 @@ class Jobs:
             return {"statusDetails": {"phase": "received"}}
         known = {"executionNumber": job.number} if job.number is not None else {}
         if wish is Kind.GET:
-            return {**known, "includeJobDocument": False}
+            return {**known, "includeJobDocument": self._is_stale(job)}
         expected = {"expectedVersion": job.version} if job.version is not None else {}
         said = {"status": job.wanted.status, "statusDetails": dict(job.wanted.details)}
         return {**said, **expected, **known, "includeJobExecutionState": True}
@@ -201,7 +211,18 @@ class Jobs:
                 self._leave()
                 return []
         self.job = replace(job, check=False)
-        return self._learned(message.execution) if message.execution else []
+        learned = self._learned(message.execution) if message.execution else []
+        if not asked.whole or not self._is_stale(job):
+            return learned
+        return [*(self._given_anew(message.execution) or self._gone(job)), *learned]
+
+    def _given_anew(self, execution: Execution | None) -> list[Action]:
+        """What was wanted again, if that is what came."""
+        document = document_of(execution, self._id_of) if execution else None
+        if self._stale is None or document is None or document.deployment != self._stale:
+            return []
+        self._stale = None
+        return [Anew(document.deployment, document)]
 
     def _started(self, execution: Execution | None, now_s: float) -> list[Action]:
         self._waiting = False
@@ -217,7 +238,7 @@ class Jobs:
             return []
         log.info("job %s: deployment %s", job.id, document.deployment)
         self.job = replace(job, deployment=document.deployment)
-        return [Deploy(document)]
+        return [*self._given_anew(execution), Deploy(document)]
 
     def _rejected(self, asked: Asked, message: Message, now_s: float) -> list[Action]:
         job, code = self.job, message.code
@@ -251,13 +272,21 @@ class Jobs:
         """The execution has ended in the cloud, whoever ended it."""
         job = self.job
         assert job is not None
+        gone = self._gone(job)
         self._leave()
         if job.wanted.final:
             if status != job.wanted.status:
                 log.warning("job %s is %s in the cloud; here it is %s", job.id, status, job.wanted.status)
-            return []
+            return gone
         log.warning("job %s is %s in the cloud", job.id, status)
-        return [Cancel(job.deployment, job.id, status)]
+        return [*gone, Cancel(job.deployment, job.id, status)]
+
+    def _gone(self, job: Job) -> list[Action]:
+        """Ends the wait for a document that will not come."""
+        if not self._is_stale(job):
+            return []
+        self._stale = None
+        return [Anew(job.deployment, None)]
 
     def _leave(self) -> None:
         self.job, self._waiting = None, True
@@ -275,7 +304,7 @@ class Jobs:
         if job is None:
             self._waiting = False
         elif asked.said is None:
-            self.job = replace(job, check=False)
+            self.job, self._stale = replace(job, check=False), None
         elif not asked.said.final:
             self.job = replace(job, told=asked.said, told_s=now_s)  # progress that is lost is no loss
         else:

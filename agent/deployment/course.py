@@ -17,6 +17,7 @@ from agent.deployment import host_links, overlays, quarantine
 from agent.deployment.admission import Admission
 from agent.deployment.definition import Deployment, Probation
 from agent.deployment.download import FetchLimits
+from agent.deployment.fresh_urls import EXPIRED, Ask, FreshUrls
 from agent.deployment.installation import Installed, OnEvent, install, job_of
 from agent.deployment.journal import Record
 from agent.deployment.ledger import Ledger
@@ -107,7 +108,9 @@ class Course:
         admission: Admission,
         limits: Limits,
         install: Install = install,
+        ask_anew: Ask | None = None,
     ) -> None:
+        self._urls = FreshUrls(store, ask_anew)
         self._store = store
         self._run_installer = install
         self._settings = settings
@@ -135,7 +138,7 @@ class Course:
         folders = await in_thread(folders_of, deployment, self._settings.functions)
         known = await in_thread(self._store.known)
         sealed = await in_thread(self._store.sealed) if deployment.secrets else {}
-        installed = await self._install(self._job(deployment, folders, known, sealed))
+        installed = await self._install(self._job(deployment, folders, known, sealed), record)
         self._refuse_quarantined(deployment, (*installed.objects.values(), *installed.code.values()))
         journal = self._ledger.journal
         journal.last_group = max(journal.last_group, *self._store.numbers(), 0) + 1
@@ -158,13 +161,16 @@ class Course:
         sealed: Mapping[str, Path],
     ) -> dict[str, Any]:
         limits, allowed = self._limits, self._settings.policy.sources
-        return job_of(deployment, folders, known, allowed, limits.fetch, limits.caps, sealed)
+        return job_of(deployment, folders, known, allowed, limits.fetch, limits.caps, sealed, self._settings.aws)
 
-    async def _install(self, job: dict[str, Any]) -> Installed:
+    async def _install(self, job: dict[str, Any], record: Record) -> Installed:
+        self._urls.begin()
         while True:
             try:
                 return await self._run_installer(self._store.root, job, self._on_event)
             except AgentError as error:
+                if error.code == EXPIRED and await self._urls.into(job, record):
+                    continue
                 active = self._ledger.journal.active
                 if error.code != "INSTALLER_LOST" or active is None or active.attempt >= self._limits.attempts:
                     raise
@@ -174,8 +180,9 @@ class Course:
 
     def _on_event(self, event: dict[str, Any]) -> None:
         """The installer's phases and progress become statuses; they are not journalled."""
+        self._urls.heard(event)
         active = self._ledger.journal.active
-        if active is None or active.state is not State.FETCHING:
+        if active is None or active.state is not State.FETCHING or event["event"] == "object":
             return
         self._ledger.view.phase = event.get("phase", self._ledger.view.phase)
         more: dict[str, Any] = {"phase": self._ledger.view.phase}

@@ -18,6 +18,7 @@ from typing import Any, Final
 from agent.deployment import machine, pointer, recovery
 from agent.deployment.admission import Admission, Admit
 from agent.deployment.course import Activation, Course, Install, Limits, Outcome
+from agent.deployment.fresh_urls import Ask
 from agent.deployment.health import MAX_PROBATION_S
 from agent.deployment.installation import install
 from agent.deployment.intake import Intake
@@ -51,6 +52,7 @@ class Deployer:
         report: gets each status; `reported` is to be called once a final one is safe with a broker or in the spool.
         admit: raises RejectedError for a deployment that its document alone does not show to be wrong.
         install: brings a group's objects.
+        ask_anew: asks the channel of a deployment for its document once more, see `fresh_urls`.
     """
 
     def __init__(
@@ -63,12 +65,13 @@ class Deployer:
         admit: Admit | None = None,
         limits: Limits | None = None,
         install: Install = install,
+        ask_anew: Ask | None = None,
     ) -> None:
         self._store = store
         self._limits = limits or Limits(fetch=settings.fetch, caps=settings.unpack)
         self._ledger = Ledger(store, settings.core, report)
         admission = Admission(store, settings, admit)
-        self._course = Course(store, settings, activation, self._ledger, admission, self._limits, install)
+        self._course = Course(store, settings, activation, self._ledger, admission, self._limits, install, ask_anew)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
 

@@ -26,7 +26,7 @@ from agent.deployment.definition import (
 )
 from agent.deployment.store import Known
 from agent.errors import AgentError, TransientError
-from agent.settings import Caps, FetchLimits
+from agent.settings import AwsRole, Caps, FetchLimits
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def job_of(
     limits: FetchLimits,
     caps: Caps,
     sealed: Mapping[str, Path] | None = None,
+    role: AwsRole | None = None,
 ) -> dict[str, Any]:
     """The installer's job for a deployment, without what `install` adds.
 
@@ -64,6 +65,7 @@ def job_of(
         known: by source, which object it gave last.
         allowed: the policy's patterns of sources.
         sealed: by ARN, where the newest seal of a secret is.
+        role: whose AWS credentials are used; None: those of boto3's own variables and files.
     """
     older = {arn: str(file) for arn, file in (sealed or {}).items()}
     wanted = [(each.id, "resource", each.source, each.digest) for each in deployment.resources]
@@ -81,6 +83,7 @@ def job_of(
         "allowed": list(allowed),
         "limits": asdict(limits),
         "caps": asdict(caps),
+        "role": asdict(role) if role else None,
     }
 
 
@@ -93,14 +96,16 @@ def _known(known: Known | None) -> list[str] | None:
     return [known.etag, known.hex] if known else None
 
 
-async def fetch_document(state: Path, source: Source, allowed: Iterable[str], limits: FetchLimits) -> bytes:
+async def fetch_document(
+    state: Path, source: Source, allowed: Iterable[str], limits: FetchLimits, role: AwsRole | None = None
+) -> bytes:
     """The document that lies at a source, in a child of its own; writes nothing.
 
     Raises:
         AgentError: as `install`.
     """
     job: dict[str, Any] = {"archives": [], "folders": [], "allowed": list(allowed), "document": _place(source)}
-    job |= {"limits": asdict(limits), "caps": asdict(Caps())}
+    job |= {"limits": asdict(limits), "caps": asdict(Caps()), "role": asdict(role) if role else None}
     events = await _run(state, job, lambda event: None)
     return base64.b64decode(next(event["body"] for event in events if event["event"] == "document"))
 
@@ -110,7 +115,7 @@ async def install(state: Path, job: dict[str, Any], on_event: OnEvent) -> Instal
 
     Args:
         state: the state directory.
-        on_event: gets ``phase`` and ``progress`` events as they come.
+        on_event: gets ``phase``, ``progress`` and ``object`` events as they come.
 
     Raises:
         TransientError: INSTALLER_LOST, it ended without a word; or what it said is worth another try.
@@ -154,9 +159,9 @@ async def _converse(child: asyncio.subprocess.Process, job: dict[str, Any], on_e
             event = json.loads(line)
         except ValueError:
             break  # a line cut off by its death
-        if event["event"] in ("phase", "progress"):
+        if event["event"] in ("phase", "progress", "object"):
             on_event(event)
-        else:
+        if event["event"] not in ("phase", "progress"):
             events.append(event)
     return events
 

@@ -26,9 +26,10 @@ from agent.deployment.ahead import Ahead
 from agent.deployment.download import Fetched, Part, fetch, fetch_bytes
 from agent.deployment.objects import Objects
 from agent.deployment.sources.kinds import source_of
+from agent.deployment.sources.role import assume
 from agent.deployment.troubles import inodes_gone, translated
 from agent.errors import AgentError, IntegrityError, TransientError
-from agent.settings import Caps, FetchLimits
+from agent.settings import AwsRole, Caps, FetchLimits
 
 NICENESS: Final = 10
 MAX_MEMORY_BYTES: Final = 2 * 1024**3  # of address space: boto3 and its threads take some 300 MiB of it
@@ -50,6 +51,7 @@ class Job:
         secrets: ``{id, arn, labels, known}`` each; known is the file of an older seal, or null.
         document: ``{kind, source, url}``: nothing is installed, the document there is what is wanted.
         allowed: the policy's patterns of sources; asked where a source leads elsewhere.
+        role: whose AWS credentials are used; None: those of boto3's own variables and files.
     """
 
     state: Path
@@ -61,6 +63,7 @@ class Job:
     caps: Caps
     document: dict[str, Any] | None = None
     secrets: Sequence[dict[str, Any]] = ()
+    role: AwsRole | None = None
 
     @classmethod
     def read(cls, text: str) -> Job:
@@ -69,6 +72,7 @@ class Job:
         return cls(
             Path(values["state"]), values["parent"], values["archives"], values["folders"], values["allowed"],
             FetchLimits(**values["limits"]), Caps(**values["caps"]), values.get("document"), values.get("secrets", ()),
+            AwsRole(**values["role"]) if values.get("role") else None,
         )  # fmt: skip
 
 
@@ -78,6 +82,7 @@ def main() -> int:
     job = Job.read(sys.stdin.read())
     if os.getppid() != job.parent:
         return 1
+    assume(job.role)
     try:
         if job.document is None:
             Installer(job, emit).run()
@@ -104,9 +109,15 @@ def main() -> int:
 
 
 def emit(event: dict[str, Any]) -> None:
-    """Writes one event; SIGPIPE ends us when the agent is gone."""
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
+    """Writes one event; ends us when the agent is gone.
+
+    Not by SIGPIPE: a server that closes a TLS connection while something is written to it would end us, too.
+    """
+    try:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(1)
 
 
 def failure(error: AgentError) -> dict[str, Any]:
@@ -262,7 +273,6 @@ def _check_digest(wanted: dict[str, Any], hex: str, promised: str | None) -> Non
 def _bind_to_parent() -> None:
     """Dies with the agent, yields to requests, and cannot eat the device's memory."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the agent's to handle
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))

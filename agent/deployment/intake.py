@@ -6,7 +6,6 @@ One deployment waits at most: a newer one takes its place. Runs on the agent's l
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -15,7 +14,8 @@ from typing import Any
 from agent.deployment.admission import Admission
 from agent.deployment.definition import FORCE_RESET, Deployment
 from agent.deployment.document import UNREADABLE, deployment_id_of
-from agent.deployment.envelope import UnprovenError, payload_of
+from agent.deployment.envelope import UnprovenError
+from agent.deployment.identity import identity_of
 from agent.deployment.journal import Record
 from agent.deployment.ledger import Ledger
 from agent.deployment.statuses import IN_PROGRESS, Status, reason_of, status_of
@@ -105,7 +105,7 @@ class Intake:
         if document is None:
             accepted()
             return
-        digest, id = await in_thread(_identity, document, identity if document is body else None)
+        digest, id = await in_thread(identity_of, document, identity if document is body else None)
         async with self._turn:
             try:
                 if number < self._newest and document is not body:
@@ -195,9 +195,3 @@ class Intake:
 
     def _refusal(self, id: str, error: AgentError) -> Status:
         return status_of(id, self._core, "REJECTED", "received", time.time(), reason=reason_of(error))
-
-
-def _identity(body: bytes, identity: bytes | None) -> tuple[str, str]:
-    """What tells one document from another: its own digest, whoever signed it and however often; and its id."""
-    own = payload_of(body) if identity is None else identity
-    return hashlib.sha256(own).hexdigest(), deployment_id_of(body)

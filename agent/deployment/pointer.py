@@ -74,7 +74,7 @@ async def follow(body: bytes, settings: Settings, state: Path, limits: FetchLimi
         text = f"DocumentUrl: {pointer.source.name} {why}"
         raise RejectedError("NOT_ALLOWED", text, "Add the line to topics.yaml on the core and restart it.")
     limits = replace(limits, max_bytes=MAX_BYTES, attempts=min(limits.attempts, ATTEMPTS))
-    fetched = fetch_document(state, pointer.source, settings.policy.sources, limits)
+    fetched = fetch_document(state, pointer.source, settings.policy.sources, limits, settings.aws)
     try:
         document = await asyncio.wait_for(fetched, DEADLINE_S)
     except asyncio.TimeoutError:

@@ -7,6 +7,7 @@ the commands.
 from agent.settings.values import (
     EMBEDDED,
     AnswerLimits,
+    AwsRole,
     Caps,
     CaptureLimits,
     FetchLimits,
@@ -25,6 +26,7 @@ from agent.settings.values import (
 __all__ = [
     "EMBEDDED",
     "AnswerLimits",
+    "AwsRole",
     "Caps",
     "CaptureLimits",
     "FetchLimits",

@@ -95,15 +95,22 @@ def _check_files(files: dict[str, Path], keys: dict[str, Value]) -> None:
             _check_time(files["ca"], keys["ca"])
         except ssl.SSLError:
             keys["ca"].unready(f"{files['ca']} holds no PEM certificate")
-    if "key" in readable and (text := loose(files["key"])):
-        keys["key"].unready(f"the key {text}")
     if {"cert", "key"} <= readable:
-        try:
-            # Without the function OpenSSL would ask for the password of an encrypted key on the terminal.
-            context.load_cert_chain(files["cert"], files["key"], password=lambda: "")
-            _check_time(files["cert"], keys["cert"])
-        except (ssl.SSLError, ValueError) as error:
-            keys["cert"].unready(f"{files['cert']} and {files['key']} {_why(error)}")
+        check_pair(keys["cert"], files["cert"], files["key"])
+
+
+def check_pair(value: Value, cert: Path, key: Path) -> None:
+    """Notes what is wrong with a certificate and its key."""
+    try:
+        if text := loose(key):
+            value.unready(f"the key {text}")
+        # Without the function OpenSSL would ask for the password of an encrypted key on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password=lambda: "")
+        _check_time(cert, value)
+    except (ssl.SSLError, ValueError) as error:
+        value.unready(f"{cert} and {key} {_why(error)}")
+    except OSError as error:
+        value.unready(f"the certificate {cert} or its key {key} cannot be read: {error.strerror}")
 
 
 def _check_time(file: Path, value: Value) -> None:

@@ -14,6 +14,7 @@ from string import Formatter
 from agent.public_keys import MAX_FILE_BYTES, raw_public_key
 from agent.routing.topics import filter_problem, name_problem
 from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey, rules
+from agent.settings.aws import read_aws
 from agent.settings.embedded import check_who_may_deploy
 from agent.settings.file import Problems, Value, read
 from agent.settings.limits import (
@@ -37,6 +38,7 @@ KEYS = (
     "subscriptions",
     "policy",
     "jobs",
+    "aws",
     "fetch",
     "unpack",
     "retention",
@@ -113,6 +115,7 @@ def _settings(root: Value, file: Path, problems: Problems) -> Settings:
         policy=policy,
         warnings=problems.warnings,
         jobs=jobs,
+        aws=read_aws(keys.get("aws"), core, cloud or local, file.parent),
         fetch=read_fetch(keys.get("fetch")),
         unpack=read_unpack(keys.get("unpack")),
         retention=read_retention(keys.get("retention")),

@@ -77,6 +77,29 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class AwsRole:
+    """AWS credentials for the thing's certificate, from AWS IoT's credential provider.
+
+    Attributes:
+        endpoint: the provider's ``host`` or ``host:port``.
+        role_alias: names the IAM role in AWS IoT.
+        cert, key, ca: PEM files, absolute, as text; without `ca` the system's authorities are trusted.
+    """
+
+    endpoint: str
+    role_alias: str
+    thing: str
+    cert: str
+    key: str
+    ca: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The role as errors name it."""
+        return f"the role alias {self.role_alias} at {self.endpoint}"
+
+
+@dataclass(frozen=True, slots=True)
 class Topics:
     """Topic templates; ``{core}`` is already filled in, the others are filled in at use."""
 
@@ -299,6 +322,7 @@ class Settings:
         spool: what is kept until a broker takes it.
         answers: what is remembered for who asks again.
         capture: how much training data leaves the core.
+        aws: the role whose AWS credentials a deployment's child gets; None: boto3's own variables and files count.
         jobs: the thing's name whose AWS IoT Jobs are a channel of deployments on the cloud link; None: they are not.
         warnings: what is doubtful in the file and stops nothing, each with its line; for the log and `marram check`.
     """
@@ -314,6 +338,7 @@ class Settings:
     policy: Policy
     warnings: tuple[str, ...] = ()
     jobs: str | None = None
+    aws: AwsRole | None = None
     fetch: FetchLimits = FetchLimits()
     unpack: Caps = Caps()
     retention: Retention = Retention()

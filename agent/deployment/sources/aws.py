@@ -12,9 +12,13 @@ from typing import Any, Final
 
 import boto3
 import botocore.exceptions as errors
+import botocore.session
 from botocore.config import Config
+from botocore.credentials import CredentialProvider, RefreshableCredentials
 
+from agent.deployment.sources.role import assumed, metadata_of
 from agent.errors import AgentError, ConfigError, RejectedError, TransientError
+from agent.settings import AwsRole
 
 CONNECT_TIMEOUT_S: Final = 10
 S3_ENDPOINT: Final = "AWS_ENDPOINT_URL_S3"
@@ -32,8 +36,29 @@ WAIT: Final = (
 
 @cache
 def session() -> Any:
-    """The one session: who we are is found out once."""
-    return boto3.Session()
+    """The one session: who we are is found out once. In a role, its credentials come before all others."""
+    role = assumed()
+    if role is None:
+        return boto3.Session()
+    inner = botocore.session.get_session()
+    inner.get_component("credential_provider").insert_before("env", _RoleProvider(role))
+    return boto3.Session(botocore_session=inner)
+
+
+class _RoleProvider(CredentialProvider):
+    """Credentials of a role alias; botocore asks again before they expire."""
+
+    METHOD = "iot-role-alias"
+
+    def __init__(self, role: AwsRole) -> None:
+        super().__init__()
+        self._role = role
+
+    def load(self) -> Any:
+        """Whoever asks first waits for the answer, and gets its error."""
+        return RefreshableCredentials.create_from_metadata(
+            metadata_of(self._role), refresh_using=lambda: metadata_of(self._role), method=self.METHOD
+        )
 
 
 def config(stall_s: float, *, attempts: int = 1) -> Config:
