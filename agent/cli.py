@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import agent
-from agent import cli_broker, cli_capture, cli_greengrass, cli_keys, cli_new, cli_package, cli_rollback, cli_spool
+from agent import (
+    cli_broker,
+    cli_capture,
+    cli_greengrass,
+    cli_keys,
+    cli_new,
+    cli_package,
+    cli_rollback,
+    cli_runtime,
+    cli_spool,
+)
 from agent.errors import AgentError, ConfigError
 
 EX_CONFIG = 78
@@ -208,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_new.register(add)
     cli_package.register(add)
+    cli_runtime.register(add)
     deploy = add("deploy", _deploy, "Send a deployment document to a core.", "marram deploy deployment.yaml --wait")
     deploy.add_argument("file", type=Path, metavar="FILE", help="the document: JSON, YAML or msgpack")
     deploy.add_argument("--wait", action="store_true", help="until it has succeeded or failed")

@@ -105,7 +105,7 @@ without_services() {
 
 # stamp EXTRAS: what an installation depends on, as one line.
 stamp() {
-    cat "$ROOT/setup.cfg" "$ROOT/pyproject.toml" "$ROOT/scripts/install-runtime" "$ROOT/scripts/environment.sh" \
+    cat "$ROOT/setup.cfg" "$ROOT/pyproject.toml" "$ROOT/scripts/environment.sh" "$ROOT/agent/environments/recipes.py" \
         <(grep __version__ "$ROOT/agent/__init__.py") <(printf '%s\n' "$1" "$ROOT" "$("$PYTHON" -V)") | sha256sum | cut -d' ' -f1
 }
 
@@ -126,6 +126,35 @@ install() {
     quietly "install dlr and libdlr into .venv" "$ROOT/scripts/install-runtime" dlr "$VENV"
     quietly "install ONNX Runtime into .venv" "$ROOT/scripts/install-runtime" onnx "$VENV"
     printf '%s\n' "$now" >"$file"
+}
+
+# install_environments NAME..: makes an environment below .venvs for each of these runtimes, side by side, unless it is made.
+# None of them can live in .venv: MXNet needs an old numpy, TensorFlow brings 1.5 GB.
+install_environments() {
+    local name running=() failed=
+    find_python || fail "Python 3.10 or later is needed"
+    for name in "$@"; do
+        install_environment "$name" &
+        running+=($!)
+    done
+    for name in "${running[@]}"; do
+        wait "$name" || failed=1
+    done
+    [ -z "$failed" ] || exit 1
+}
+
+install_environment() {
+    local name=$1 place=$ROOT/.venvs/$1 now
+    now=$(environment_stamp "$name")
+    if [ "$(cat "$place/.marram" 2>/dev/null)" = "$now" ] && "$place/bin/python" -c pass 2>/dev/null; then return; fi
+    rm -rf "$place"
+    quietly "install $name into .venvs/$name (half a minute, once)" \
+        "$ROOT/scripts/install-runtime" "$name"
+    printf '%s\n' "$now" >"$place/.marram"
+}
+
+environment_stamp() {
+    cat "$ROOT/agent/environments/recipes.py" <(printf '%s\n' "$1" "$ROOT" "$("$PYTHON" -V)") | sha256sum | cut -d' ' -f1
 }
 
 # fetch_recordings: the smart-watch recordings that the demonstration replays come inside the wheel of aeon, which is read

@@ -33,6 +33,6 @@ def main(keep: bool = False, seconds: float = LOAD_S) -> int:
         raise ConfigError(
             "DEMO_INCOMPLETE",
             f"the demonstration needs a package that is not installed: {error.name}.",
-            "Run scripts/demo, or: pip install 'marram[demo,onnx]' and scripts/install-runtime dlr VENV",
+            "Run scripts/demo, or: pip install 'marram[demo,onnx]' and marram runtime install dlr --into VENV",
         ) from error
     return play(keep=keep, seconds=seconds)
