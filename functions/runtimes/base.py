@@ -99,9 +99,9 @@ class Model(ABC):
             return self._run(arrays)
 
     def warm_up(self) -> None:
-        """One prediction on zeros, free dimensions taken as 1: what is lazy in a runtime happens now."""
+        """One prediction on zeros or empty texts, free dimensions taken as 1: what is lazy in a runtime happens now."""
         shapes = ((s, tuple(1 if size is None else size for size in s.shape)) for s in self.inputs)
-        self.predict({spec.name: np.zeros(shape, _dtype(spec)) for spec, shape in shapes})
+        self.predict({spec.name: _blank(spec, shape) for spec, shape in shapes})
 
     @abstractmethod
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
@@ -113,6 +113,10 @@ class Model(ABC):
 
 def _dtype(spec: TensorSpec) -> np.dtype[Any]:
     return np.dtype(object if spec.dtype == STRING else spec.dtype)
+
+
+def _blank(spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    return np.full(shape, "", object) if spec.dtype == STRING else np.zeros(shape, _dtype(spec))
 
 
 def _quick_shape(spec: TensorSpec) -> tuple[int, tuple[int | None, ...]]:
