@@ -46,6 +46,7 @@ class Config(NamedTuple):
         secrets: ``{id, arn, versions}`` each.
         executable: Executable as the deployment has it; None: it has none.
         arn, core, memory_kb: FunctionArn, the core's name and MemorySize, for V1 code.
+        captured: whether samples may be kept of what V1 code returns.
     """
 
     function: str
@@ -67,6 +68,7 @@ class Config(NamedTuple):
     arn: str = ""
     core: str = ""
     memory_kb: int | None = None
+    captured: bool = False
 
 
 def read(frame: Mapping[str, Any]) -> Config:
@@ -97,4 +99,5 @@ def read(frame: Mapping[str, Any]) -> Config:
         arn=frame.get("arn") or "",
         core=frame.get("core") or "",
         memory_kb=frame.get("memory_kb"),
+        captured=bool(frame.get("capture")),
     )

@@ -34,8 +34,9 @@ REPLY: Final = 5  # [REPLY, n, code or None, message or None, function error] + 
 # Worker to agent.
 READY: Final = 10  # [READY, {models: [..], import_s, load_s, warm_up_s, max_batch}]: import, load and warm-up are done
 FAILED: Final = 11  # [FAILED, code, message]: it will never be ready; the process exits with 1
-# [RESULT, n, request id, reply_to or None, [[topic or None, content type, bytes], ..], answer] + outputs; where the
-# function keeps samples one more element, [[reason, input, output], ..], each of the two [content type, bytes] or None
+# [RESULT, n, request id, reply_to or None, [[topic or None, content type, bytes], ..], answer] + outputs. The answer is
+# None or [content type, bytes], with a third element where it is a result that is published nowhere. Where the function
+# keeps samples one more element: [[reason, input, output], ..], each of the two [content type, bytes] or None
 RESULT: Final = 12
 ERROR: Final = 13  # [ERROR, n, request id, reply_to or None, code, message]
 CHECKED: Final = 14  # [CHECKED, n, code or None, message or None]

@@ -66,7 +66,7 @@ GROUP = {
         function("bytes", arn="function:v1_bytes", EncodingType="binary", Executable="reverse"),
         lambda_function("peer", Executable="peer.lambda_handler", Timeout=4),
         function("native", arn="function:echo"),
-        lambda_function("late"),
+        lambda_function("late", marram={"Capture": {"Strategy": "random", "Rate": 1}}),
     ],
     "Subscriptions": [
         subscription(arn("v1_ticker"), "ticks/#", "local"),
@@ -79,6 +79,7 @@ GROUP = {
         subscription(arn("v1_peer"), "told", "local"),
         subscription("local", "to/bytes", "function:bytes"),
         subscription("function:native", "#", "local"),
+        subscription("local", "to/late", "function:late"),
     ],
 }
 
@@ -105,7 +106,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Itera
             "told",
             "replies/#",
             "invoke/#",
-            f"marram/{CORE}/errors/#",
+            f"marram/{CORE}/capture/#",
         ):
             device.subscribe(topic)
         core.deploy({"DeploymentId": "v1", "Resources": [resource], **GROUP})
@@ -189,6 +190,13 @@ def test_bytes_come_and_go_as_bytes(shop: Shop) -> None:
 
 def test_a_top_level_that_takes_its_time_finds_its_files(shop: Shop) -> None:
     assert shop.ask("late", [1]) == {"helped": [1], "own": "# helps"}
+
+
+def test_a_sample_holds_what_the_handler_returned(shop: Shop) -> None:
+    shop.device.publish("to/late", json.dumps([2]))
+    wait_until(lambda: any(s["topic"] == "to/late" for s in shop.heard(f"marram/{CORE}/capture/late")), "the sample")
+    sample = next(s for s in shop.heard(f"marram/{CORE}/capture/late") if s["topic"] == "to/late")
+    assert (sample["input"], sample["output"]) == ([2], {"helped": [2], "own": "# helps"})
 
 
 def test_a_top_level_that_never_returns_runs_and_its_handler_is_not_called(shop: Shop) -> None:

@@ -226,7 +226,7 @@ policy:
         ("core: a\ntopics: {state: 'a/{{core}}'}", "do not pair up"),
         ("core: a\ntopics: {capture: 'marram/a/{function}'}", "`topics.capture` can be the same topic as"),
         ("core: a\nsubscriptions: [{source: local, target: cloud}]", "`subject` is missing in `subscriptions[0]`"),
-        ("core: a\nsubscriptions: [{source: 'function:', subject: a, target: local}]", "must be `local`, `cloud` or"),
+        ("core: a\nsubscriptions: [{source: 'function:', subject: a, target: local}]", "must be `local`, `cloud`, `function:ID` or"),
         ("core: a\npolicy: {sources: [factory]}", "which no source can match"),
         ("core: a\npolicy: {destinations: [/]}", "must be an absolute folder other than /"),
         ("core: a\npolicy: {destinations: [/ml/../etc]}", "without `..`"),

@@ -67,6 +67,7 @@ class Answer:
         outputs: (topic or None for the default, content type, payload).
         answer: for a requester where there are no outputs: (content type, payload).
         kept: what it keeps as training data whatever the capture policy says.
+        returned: `answer` is the function's result, which is published nowhere, as of V1's Lambda code.
     """
 
     origin: Origin
@@ -75,6 +76,7 @@ class Answer:
     outputs: list[tuple[str | None, str, bytes]]
     answer: tuple[str, bytes] | None = None
     kept: Sequence[Kept] = ()
+    returned: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -171,7 +171,8 @@ class WorkerProcess:
             at += size
         answer = (plain[0], body[at : at + plain[1]]) if plain else None
         kept = _kept(more[0], body, at + (plain[1] if plain else 0)) if more else ()
-        return Answer(self.spec.origin, request_id, reply_to, outputs, answer, kept)
+        returned = plain is not None and len(plain) > 2
+        return Answer(self.spec.origin, request_id, reply_to, outputs, answer, kept, returned)
 
     def _on_nonsense(self, error: Exception) -> None:
         self.kill(FunctionError("WORKER_CRASHED", f"The worker sent what is no frame: {error}."))

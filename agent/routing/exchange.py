@@ -428,7 +428,7 @@ class Exchange:
             answer.origin,
             request.topic,
             (kind_of(request.content_type, traits.encoding), request.payload),
-            answer.outputs[0][1:] if answer.outputs else None,
+            answer.outputs[0][1:] if answer.outputs else answer.answer if answer.returned else None,
             answer.kept,
         )
         self._ports.capture(settled, lambda: self._hold(delivery))

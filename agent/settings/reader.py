@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Formatter
 
 from agent.public_keys import MAX_FILE_BYTES, raw_public_key
+from agent.routing.subscriptions import SHADOWS
 from agent.routing.topics import filter_problem, name_problem
 from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey, rules
 from agent.settings.aws import read_aws
@@ -207,11 +208,12 @@ def _subscription(item: Value) -> tuple[int, Subscription] | None:
 
 def _end(value: Value | None) -> str | None:
     end = value.text() if value else None
-    if value is None or end is None or end in ("local", "cloud"):
+    if value is None or end is None or end in ("local", "cloud", SHADOWS):
         return end
     if end.startswith("function:") and ID.fullmatch(end[len("function:") :]):
         return end
-    value.problem(f"`{value.name}` is {end!r}; it must be `local`, `cloud` or `function:ID` (ID of A-Z a-z 0-9 : _ -)")
+    ends = f"`local`, `cloud`, `function:ID` or `{SHADOWS}` (ID of A-Z a-z 0-9 : _ -)"
+    value.problem(f"`{value.name}` is {end!r}; it must be {ends}")
     return None
 
 

@@ -90,7 +90,7 @@ def _candidates(folder: str, wanted: tuple[str, ...]) -> Iterator[Entry]:
 
 
 def _has_signs(file: str) -> bool:
-    """Whether a file may hold V1 code at all; to read it properly costs 10 ms of a start."""
+    """Whether a file may hold V1 code at all; to read it properly costs milliseconds of a start."""
     try:
         with open(file, "rb") as stream:
             text = stream.read()

@@ -219,16 +219,17 @@ class LambdaServer(Server):
 
     def _result(self, call: Call, result: Any) -> list[frames.Buffer]:
         """The RESULT frame: what a V1 handler returns answers whoever waits, and is published nowhere."""
-        if not call.wanted and call.reply_to is None:
+        waited_for = call.wanted or call.reply_to is not None
+        if not waited_for and (result is None or not self._config.captured):
             return frames.pack([frames.RESULT, call.n, call.request, call.reply_to, [], None])
         if result is None and call.client_context is None:
-            result = {"meta": {"request": call.request}}
-            content_type, body = payload.encode(result, call.kind if call.kind == payload.MSGPACK else payload.JSON)
+            kind = call.kind if call.kind == payload.MSGPACK else payload.JSON
+            content_type, body = payload.encode({"meta": {"request": call.request}}, kind)
+            answer = [content_type, len(body)]
         else:
             content_type, body = payload.encode(result, call.kind)
-        return frames.pack(
-            [frames.RESULT, call.n, call.request, call.reply_to, [], [content_type, len(body)]], body
-        )  # fmt: skip
+            answer = [content_type, len(body), True]
+        return frames.pack([frames.RESULT, call.n, call.request, call.reply_to, [], answer], body)
 
     def _examine(self, header: list[Any], body: bytes) -> None:
         """Answers a CHECK: V1 code loads its models itself, so the check loads the one that it is about."""
