@@ -1,6 +1,6 @@
 """Run by MXNet's own environment: writes a trained network in each of its formats, and what it gives by hand.
 
-Usage: mxnet_models.py NETWORK.npz DIRECTORY
+Usage: mxnet_models.py NETWORK.npz DIRECTORY [NETWORK.npz DIRECTORY ..]
 """
 
 import json
@@ -77,9 +77,7 @@ def write_newer(folder, symbol):
     (folder / "net-0003.params").write_bytes(symbol.with_name("net-0003.params").read_bytes())
 
 
-def main():
-    network = dict(np.load(sys.argv[1]))
-    folder = Path(sys.argv[2])
+def write_all(folder, network):
     folder.mkdir(parents=True)
     found = {"module": write_module(folder / "module", network), "gluon": write_gluon(folder / "gluon", network)}
     found["numpy"] = write_numpy(folder / "numpy", network)
@@ -87,4 +85,5 @@ def main():
     np.savez(folder / "expected.npz", **found)
 
 
-main()
+for file, place in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    write_all(Path(place), dict(np.load(file)))

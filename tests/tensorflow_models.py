@@ -1,6 +1,6 @@
 """Run by TensorFlow's own environment: writes a trained network in each of its formats, and what it gives by hand.
 
-Usage: tensorflow_models.py NETWORK.npz DIRECTORY
+Usage: tensorflow_models.py NETWORK.npz DIRECTORY [NETWORK.npz DIRECTORY ..]
 """
 
 import os
@@ -71,9 +71,7 @@ def write_others(folder):
         (folder / name / "model.pb").write_bytes(graph.as_graph_def().SerializeToString())
 
 
-def main():
-    network = dict(np.load(sys.argv[1]))
-    folder = Path(sys.argv[2])
+def write_all(folder, network):
     folder.mkdir(parents=True)
     found = {"frozen": write_frozen(folder / "frozen", network), "saved": write_saved(folder / "saved", network)}
     write_checkpoint(folder / "checkpoint", network)
@@ -81,4 +79,5 @@ def main():
     np.savez(folder / "expected.npz", **found)
 
 
-main()
+for file, place in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    write_all(Path(place), dict(np.load(file)))
