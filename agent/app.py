@@ -253,6 +253,7 @@ class Agent:
             self.jobs.link_down()
 
     async def _route(self, group: Group) -> None:
+        self.exchange.forget_answers()
         self._put_routes(group)
         await self.routes.settled()
 

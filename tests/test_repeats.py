@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agent.messages import Inbound, Properties
 from agent.routing.deliveries import Delivery
+from agent.routing.exchange import FunctionTraits
 from agent.routing.repeats import Repeats, message_id
 from agent.settings import AnswerLimits
 from tests.test_exchange import F, World
@@ -87,6 +88,36 @@ def test_without_an_id_equal_readings_are_two() -> None:
     world.answer((None, b"{}"), request=1)
     world.receive("s/a", b'{"x": 1}')
     assert len(world.requests) == 3
+
+
+def test_the_id_of_a_sensor_is_none_of_a_request() -> None:
+    reading = b'{"id": "sensor-3", "x": 1}'
+    world = World([F])
+    for _ in range(2):
+        world.receive("s/a", reading)
+    assert len(world.requests) == 2
+    world.exchange.traits = {"f": FunctionTraits(endpoint=True)}
+    world.receive("s/a", reading)
+    assert len(world.requests) == 2, "an endpoint's protocol has its id there"
+
+
+def test_another_group_answers_anew() -> None:
+    world = World([F])
+    world.receive("s/a", **ASK)
+    world.answer((None, b"{}"))
+    world.hand_over()
+    world.receive("s/b", **ASK)
+    world.exchange.forget_answers()
+    world.receive("s/a", **ASK)
+    assert len(world.requests) == 3, "it is run again, by the new group"
+    world.answer((None, b"{}"), request=1)
+    world.hand_over()
+    world.receive("s/b", **ASK)
+    assert len(world.requests) == 4, "what the old group answered since is not remembered either"
+    world.answer((None, b"{}"), request=3)
+    world.hand_over()
+    world.receive("s/b", **ASK)
+    assert len(world.requests) == 4
 
 
 def test_an_error_is_not_remembered() -> None:
@@ -177,11 +208,12 @@ MESSAGES = st.builds(
 @given(st.lists(MESSAGES, max_size=30))
 def test_only_the_same_request_is_ever_taken_for_it(messages: list[Inbound]) -> None:
     def said(message: Inbound) -> object:
-        return message.link, message.topic, message.payload, message.properties
+        told = message.properties
+        return message.link, message.topic, message.payload, told.response_topic, told.correlation, told.user
 
     repeats = Repeats(AnswerLimits(), lambda: 0.0)
     for n, message in enumerate(messages):
-        first = repeats.under_way(message)
+        first = repeats.under_way(message, endpoint=True)
         if first is not None:
             assert said(first.message) == said(message)
             continue

@@ -120,15 +120,25 @@ class Exchange:
             self._repeats.begin(delivery)
         self._open(delivery)
 
+    def _for_endpoints(self, delivery: Delivery) -> bool:
+        functions = (target[len(FUNCTION) :] for target in delivery.targets if target.startswith(FUNCTION))
+        return all(self.traits.get(function, NO_TRAITS).endpoint for function in functions)
+
     @property
     def answered_again(self) -> int:
         """Requests that came again and were not run again."""
         return self._repeats.answered
 
+    def forget_answers(self) -> None:
+        """Another group is in use: what is asked again from now on is run again."""
+        self._repeats.forget()
+
     def _answer_again(self, delivery: Delivery) -> bool:
         """Whether it is a request that was run already, or is now; it is seen to then."""
         sent = self._repeats.outcome(delivery.message)
-        first = self._repeats.under_way(delivery.message) if sent is None else None
+        first = (
+            self._repeats.under_way(delivery.message, endpoint=self._for_endpoints(delivery)) if sent is None else None
+        )
         if sent is None and first is None:
             return False
         delivery.targets = ()  # nothing to run, after a restart either

@@ -48,6 +48,7 @@ class Repeats:
         self._now = now
         self._under_way: dict[Key, Delivery] = {}
         self._remembered: OrderedDict[Key, _Outcome] = OrderedDict()
+        self._outdated: set[Key] = set()
         self._bytes = 0
         self.answered = 0
 
@@ -62,11 +63,16 @@ class Repeats:
         self.answered += 1
         return found.sent
 
-    def under_way(self, message: Inbound) -> Delivery | None:
-        """The delivery of this request that has no outcome yet."""
+    def under_way(self, message: Inbound, *, endpoint: bool) -> Delivery | None:
+        """The delivery of this request that has no outcome yet.
+
+        Args:
+            endpoint: it is for model endpoints, in whose protocol an ``id`` at the top of the payload is the request's;
+                elsewhere it may be a sensor's, and equal readings are two.
+        """
         key = _key(message)
         first = self._under_way.get(key) if key else None
-        if first is None or not _same(first.message, message) or not _names_an_id(message):
+        if first is None or not _same(first.message, message) or not _names_an_id(message, endpoint=endpoint):
             return None
         self.answered += 1
         return first
@@ -84,22 +90,30 @@ class Repeats:
         if delivery.sent is None or key is None:
             return
         del self._under_way[key]
-        if delivery.named and not delivery.failed:
+        if key in self._outdated:
+            self._outdated.remove(key)
+        elif delivery.named and not delivery.failed:
             self._remember(key, delivery.message, delivery.sent)
+
+    def forget(self) -> None:
+        """Another group serves from now on: nobody who asks now is answered by the one of before."""
+        self._remembered.clear()
+        self._bytes = 0
+        self._outdated.update(self._under_way)
 
     def _remember(self, key: Key, message: Inbound, sent: list[tuple[str, Outbound]]) -> None:
         size = len(message.payload) + sum(len(out.payload) for _, out in sent) + OVERHEAD_BYTES
         if size > self._limits.max_bytes // 4:
             return  # one large answer would drive out all others
-        self._forget(key)
+        self._drop(key)
         self._remembered[key] = _Outcome(message, sent, size, self._now())
         self._bytes += size
         while len(self._remembered) > self._limits.max_count or self._bytes > self._limits.max_bytes:
-            self._forget(next(iter(self._remembered)))
+            self._drop(next(iter(self._remembered)))
         while self._remembered and self._is_old(next(iter(self._remembered.values()))):
-            self._forget(next(iter(self._remembered)))
+            self._drop(next(iter(self._remembered)))
 
-    def _forget(self, key: Key) -> None:
+    def _drop(self, key: Key) -> None:
         gone = self._remembered.pop(key, None)
         if gone is not None:
             self._bytes -= gone.size
@@ -139,8 +153,8 @@ def _same(one: Inbound, other: Inbound) -> bool:
     return one.payload == other.payload and a.content_type == b.content_type and a.user == b.user
 
 
-def _names_an_id(message: Inbound) -> bool:
+def _names_an_id(message: Inbound, *, endpoint: bool) -> bool:
     if message.properties.correlation is not None:
         return True
-    named, _ = read_envelope(message.payload, kind_of(message.properties.content_type, JSON), endpoint=True)
+    named, _ = read_envelope(message.payload, kind_of(message.properties.content_type, JSON), endpoint=endpoint)
     return named is not None
