@@ -36,7 +36,13 @@ class Package:
 
 
 def write_topics(
-    folder: Path, *, core: str, local: dict[str, str], cloud: dict[str, str] | str, policy: dict[str, list[str]]
+    folder: Path,
+    *,
+    core: str,
+    local: dict[str, str],
+    cloud: dict[str, str] | str,
+    policy: dict[str, list[str]],
+    **more: Any,
 ) -> Path:
     """Writes `folder`/topics.yaml; the state lies beside it, the functions are the project's own."""
     settings = {
@@ -45,6 +51,7 @@ def write_topics(
         "functions": [str(Path(functions.__file__).parent)],
         "links": {"local": local, "cloud": cloud},
         "policy": policy,
+        **more,
     }
     file = folder / "topics.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False))

@@ -42,12 +42,14 @@ def all_features(windows: Doubles) -> Floats:
     return np.stack([features(window) for window in windows])
 
 
-def train(data: Floats, labels: NDArray[np.int64], *, hidden: int, seed: int) -> Network:
+def train(
+    data: Floats, labels: NDArray[np.int64], *, hidden: int, seed: int, classes: int = len(ACTIVITIES)
+) -> Network:
     """A network with one hidden layer, fitted to all of `data`; the same for the same arguments."""
     random = np.random.default_rng(seed)
     mean, scale = data.mean(0).astype(np.float64), data.std(0).astype(np.float64) + 1e-6
-    x, wanted = (data - mean) / scale, np.eye(len(ACTIVITIES))[labels]
-    sizes = (x.shape[1], hidden, len(ACTIVITIES))
+    x, wanted = (data - mean) / scale, np.eye(classes)[labels]
+    sizes = (x.shape[1], hidden, classes)
     parameters: list[Doubles] = []
     for inputs, outputs in pairwise(sizes):
         parameters += [random.normal(0, np.sqrt(2 / inputs), (outputs, inputs)), np.zeros(outputs)]
