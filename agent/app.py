@@ -240,6 +240,8 @@ class Agent:
             self.deliveries.session_lost(name)
         self._put_routes(self.activation.group)
         self.outbox.link_up(name)
+        if name == self.control_link:
+            self.captures.link_up()
         self._spawn(self._say_online())
         if self.jobs and name == self.control_link:
             self._spawn(self.jobs.link_up())

@@ -87,6 +87,7 @@ class Core:
 
     Args:
         local, cloud: links as topics.yaml has them.
+        more: other sections of topics.yaml.
 
     Attributes:
         store_reachable: whether the next agent finds the store; set it to False and nobody answers there.
@@ -101,6 +102,7 @@ class Core:
         s3: S3Server | None = None,
         subscriptions: list[dict[str, str]] | None = None,
         policy: Mapping[str, Any] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = directory
         self.state = directory / "state"
@@ -117,6 +119,7 @@ class Core:
             "links": {"local": local, "cloud": cloud},
             "subscriptions": subscriptions or [],
             "policy": {"sources": [f"s3://{BUCKET}/*"], **(policy or {})},
+            **(more or {}),
         }
         self.config.write_text(yaml.safe_dump(settings), encoding="utf-8")
 

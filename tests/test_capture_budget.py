@@ -61,8 +61,8 @@ class Core:
         self.waiting.append((self.at, value, len(out.payload)))
         done()
 
-    def spill(self, sample: Sample, done: Callable[[], None]) -> bool:
-        return False
+    def spill(self, sample: Sample, done: Callable[[], None]) -> str | None:
+        return "too_large"
 
     def request(self, certainty: float, padding: int = 200) -> float:
         """One request, whose prediction is so sure of one of two classes; returns what its sample is worth."""

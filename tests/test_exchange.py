@@ -169,8 +169,8 @@ class _CapturePorts:
     def send(self, out: Outbound, value: float, done: Callable[[], None]) -> None:
         self.world.send("cloud", "capture", out, done)
 
-    def spill(self, sample: Sample, done: Callable[[], None]) -> bool:
-        return False
+    def spill(self, sample: Sample, done: Callable[[], None]) -> str | None:
+        return "too_large"
 
 
 def kind_of(payload: bytes) -> str:

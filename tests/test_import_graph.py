@@ -20,6 +20,7 @@ PURE = (
     "agent.capture.received",
     "agent.capture.judges",
     "agent.capture.keeper",
+    "agent.capture.parcels",
     "agent.capture.payloads",
     "agent.capture.policy",
     "agent.capture.rules",
@@ -72,7 +73,7 @@ OWNERS = {
     "paho": ("agent.mqtt.control", DEMO),
     "amqtt": ("agent.mqtt.guarded",),
     "boto3": ("agent.deployment.sources", DEMO),
-    "botocore": ("agent.deployment.sources", DEMO),
+    "botocore": ("agent.deployment.sources", "agent.capture.s3_objects", DEMO),
     "urllib3": ("agent.deployment.sources",),
     "isal": ("agent.deployment.gunzip",),
     "sqlite3": (

@@ -17,7 +17,9 @@ from agent.capture.budget import Budget
 from agent.capture.keeper import Hold, Keeper, Settled, encoding_of
 from agent.capture.policy import Capture
 from agent.capture.samples import Sample
+from agent.capture.uploads import Uploads
 from agent.deployment.threads import in_thread
+from agent.errors import RejectedError
 from agent.messages import Outbound
 from agent.settings import Settings
 
@@ -63,6 +65,20 @@ class CaptureDesk:
             Budget(self._limits.bytes_per_day),
             self,
         )
+        self._uploads = self._make_uploads(settings)
+
+    def _make_uploads(self, settings: Settings) -> Uploads | None:
+        place = settings.capture.s3
+        if place is None:
+            return None
+        return Uploads(
+            settings.state / "uploads",
+            place,
+            settings.core,
+            settings.capture.disk_bytes,
+            publish=self._publish,
+            dropped=lambda function: self.keeper.drop(function, "disk"),
+        )
 
     async def open(self) -> None:
         """Goes on from what the disk remembers."""
@@ -74,10 +90,14 @@ class CaptureDesk:
         wanted = budget.wanted() if budget.spent else None
         if wanted is not None:
             await self._write(budget.day, wanted)
+        if self._uploads is not None:
+            await self._uploads.open()
 
     async def close(self) -> None:
         """Writes down what was spent to the byte."""
         self._closed = True
+        if self._uploads is not None:
+            await self._uploads.close()
         if self._writing is not None:
             await asyncio.wait({self._writing})
         if self.keeper.tallies or self.keeper.budget.spent:
@@ -95,7 +115,13 @@ class CaptureDesk:
 
     def told(self) -> dict[str, Any]:
         """The counts, for `marram status`."""
-        return self.keeper.told()
+        uploads = {"uploads": self._uploads.told()} if self._uploads is not None else {}
+        return {**self.keeper.told(), **uploads}
+
+    def link_up(self) -> None:
+        """The cloud's link is up: so is the network, most likely."""
+        if self._uploads is not None:
+            self._uploads.hurry()
 
     # -- the keeper's ports -------------------------------------------------------------------------------------------
 
@@ -103,8 +129,18 @@ class CaptureDesk:
         broker = self._max_packet_bytes() - OVERHEAD_BYTES
         return broker if self._limits.max_bytes is None else min(self._limits.max_bytes, broker)
 
-    def spill(self, sample: Sample, done: Callable[[], None]) -> bool:
-        return False
+    def spill(self, sample: Sample, done: Callable[[], None]) -> str | None:
+        if self._uploads is None:
+            return "too_large"
+        return None if self._uploads.put(sample, self.most_bytes(), done) else "disk"
+
+    def _publish(self, sample: Sample, done: Callable[[], None]) -> None:
+        """Sends a sample whose payloads are in S3."""
+        try:
+            self.send(self.keeper.message(sample), sample.value, done)
+        except RejectedError:  # logged and counted by the outbox
+            self.keeper.drop(sample.origin.function, "refused")
+            done()
 
     # -- memory -------------------------------------------------------------------------------------------------------
 

@@ -37,8 +37,8 @@ class Ports(Protocol):
     def send(self, out: Outbound, value: float, done: Callable[[], None]) -> None:
         """On its way to the cloud; RejectedError where it can never go."""
 
-    def spill(self, sample: Sample, done: Callable[[], None]) -> bool:
-        """Keeps a sample whose payloads go to S3 first; whether there is such a place."""
+    def spill(self, sample: Sample, done: Callable[[], None]) -> str | None:
+        """Keeps a sample whose payloads go to S3 first; else why not: ``too_large`` (no such place), ``disk``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +177,12 @@ class Keeper:
         # Not even encoded where it cannot be small enough: a camera's picture would be copied for nothing.
         if len(given[1]) + len(made[1] if made else b"") > ports.most_bytes() or not self._send(sample, hold):
             release = hold()
-            if not ports.spill(sample, release):
+            why = ports.spill(sample, release)
+            if why is not None:
                 release()
                 self.budget.give_back(bytes_)
-                self._note_too_large(settled.origin.function, tally, bytes_)
+                tally.dropped[why] += 1
+                self._note_too_large(settled.origin.function, why, bytes_)
                 return
         tally.kept[reason] += 1
         tally.bytes += bytes_
@@ -203,6 +205,10 @@ class Keeper:
         body = to_msgpack(sample) if self._encoding == MSGPACK else to_json(sample)
         return Outbound(self._topic_of(sample.origin), body, 1, properties=Properties(content_type=self._encoding))
 
+    def drop(self, function: str, why: str) -> None:
+        """Counts a sample that was kept and had to go after all."""
+        self._tally(function).dropped[why] += 1
+
     def _topic_of(self, origin: Origin) -> str:
         topic = self._topic.replace("{function}", origin.function)
         return topic.replace("{resource}", origin.model or "-").replace("{deployment}", origin.deployment or "-")
@@ -221,9 +227,8 @@ class Keeper:
                 function,
             )
 
-    def _note_too_large(self, function: str, tally: Tally, bytes_: int) -> None:
-        tally.dropped["too_large"] += 1
-        if self._is_news(function, "too large"):
+    def _note_too_large(self, function: str, why: str, bytes_: int) -> None:
+        if why == "too_large" and self._is_news(function, why):
             log.warning(
                 "CAPTURE_TOO_LARGE: function %s: a sample of %d bytes is over the %d of a message, and is dropped;"
                 " name a bucket for it with `capture.s3` in topics.yaml (docs/capture.md)",

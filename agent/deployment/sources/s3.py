@@ -49,7 +49,7 @@ class S3Archive:
         elif known:
             request["IfNoneMatch"] = known
         try:
-            answer = _client(self._stall_s, self._region).get_object(**request)
+            answer = client(self._stall_s, self._region).get_object(**request)
         except errors.ClientError as error:
             if aws.code_of(error) in ("304", "NotModified"):
                 return None
@@ -103,14 +103,14 @@ class S3Archive:
         if "kms:" in text.lower():  # SSE-KMS: the object may be read, but not the key that it is encrypted with
             key = KMS_KEY.search(text)
             return aws.denied(self.name, text, "kms:Decrypt", key[0] if key else "the ARN of its KMS key")
-        partition = _client(self._stall_s, self._region).meta.partition
+        partition = client(self._stall_s, self._region).meta.partition
         arn = f"arn:{partition}:s3:::{self._bucket}"
         more = f' (and "s3:ListBucket" on "{arn}", without which a missing object looks like this too)'
         return aws.denied(self.name, text, "s3:GetObject", f"{arn}/{self._key}", more)
 
 
 @cache
-def _client(stall_s: float, region: str | None) -> Any:
+def client(stall_s: float, region: str | None) -> Any:
     """The one client; a server other than AWS is asked by path, as few have a host name for each bucket."""
     by_path = not _is_aws(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or AWS)
     client = _new_client(stall_s, region, by_path=by_path)
