@@ -20,6 +20,8 @@ MAX_BODY_BYTES: Final = 256 * 1024 * 1024  # MQTT's own limit for one packet (MQ
 MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
 READ_BYTES: Final = 256 * 1024
 JOINED_BYTES: Final = 64 * 1024  # up to here one copy costs less than a list of buffers
+LARGE_BYTES: Final = 64 * 1024  # from here a body is worth two calls more to be copied once less
+FENCED_BYTES: Final = 16 * 1024  # the kernel keeps so many bytes of one write together
 IOV_MAX: Final = 1024  # Linux: UIO_MAXIOV
 
 # Agent to worker.
@@ -81,14 +83,23 @@ def pack_call(n: int, operation: str, arguments: Mapping[str, Any], during: int,
 class FrameReader:
     """Cuts a byte stream into frames. Not thread-safe; keeps at most one incomplete frame.
 
-    Bodies are copied out of the stream's buffer once, so that they outlive the next read.
+    Bodies are copied out of the stream's buffer once, so that they outlive the next read. A large one that is not all
+    there yet can be read to where it stays: while `missing` is not 0, `receive_large` takes the place of a read and
+    `feed`. Where its sender made a fence in front of it (`agent.inference.wire`), no byte of it came with other frames,
+    and the kernel's copy is the only one.
+
+    Attributes:
+        missing: how many bytes of a large body are still to come.
     """
 
-    __slots__ = ("_buffer", "_wanted")
+    __slots__ = ("_buffer", "_head", "_large", "_wanted", "missing")
 
     def __init__(self) -> None:
+        self.missing = 0
         self._buffer = bytearray()
         self._wanted = 0
+        self._head: list[Any] = []
+        self._large: bytearray | None = None  # made when it comes in parts
 
     def feed(self, data: Buffer) -> list[Frame]:
         """All frames complete after `data`, in order, as (header, body).
@@ -96,6 +107,8 @@ class FrameReader:
         Raises:
             FrameError: a length beyond the limits, or a header that is no msgpack array.
         """
+        if self.missing:
+            return self._feed_large(data)
         if self._buffer:
             self._buffer += data
             if len(self._buffer) < self._wanted:
@@ -113,6 +126,9 @@ class FrameReader:
             body_at = start + PREFIX_BYTES + head
             after = body_at + body
             if after > end:
+                if body >= LARGE_BYTES and end >= body_at:
+                    self._head, self.missing = _header(data[start + PREFIX_BYTES : body_at]), body
+                    return frames + self._feed_large(data[body_at:end])
                 self._wanted = after - start
                 break
             frames.append((_header(data[start + PREFIX_BYTES : body_at]), data[body_at:after]))
@@ -122,6 +138,56 @@ class FrameReader:
         if start < end:
             self._buffer += data[start:]
         return frames
+
+    def receive_large(self, sock: socket.socket, flags: int = 0) -> list[Frame] | None:
+        """Reads what is missing of a large body, with one call; [] where there is more to come, None at the end.
+
+        Args:
+            flags: MSG_DONTWAIT, or 0 on a socket that blocks.
+
+        Raises:
+            OSError: as a read.
+        """
+        if self._large is None and not flags:
+            whole = sock.recv(self.missing, socket.MSG_WAITALL)
+            if len(whole) == self.missing:
+                return [self._completed(whole)]
+            return self._feed_large(whole) if whole else None  # a signal came in between
+        target = self._large = bytearray(self.missing) if self._large is None else self._large
+        size = sock.recv_into(memoryview(target)[len(target) - self.missing :], 0, flags)
+        if not size:
+            return None
+        self.missing -= size
+        return [] if self.missing else [self._completed(bytes(target))]
+
+    def _feed_large(self, data: Buffer) -> list[Frame]:
+        """The part of a large body that `data` begins with, and what comes after it."""
+        if not data:
+            return []
+        target = self._large = bytearray(self.missing) if self._large is None else self._large
+        part, at = data[: self.missing], len(target) - self.missing
+        target[at : at + len(part)] = part
+        self.missing -= len(part)
+        if self.missing:
+            return []
+        rest = data[len(part) :]
+        return [self._completed(bytes(target)), *(self.feed(rest) if rest else ())]
+
+    def _completed(self, body: bytes) -> Frame:
+        head, self._head, self._large, self.missing = self._head, [], None, 0
+        return head, body
+
+
+def next_group(pending: list[Buffer]) -> tuple[list[Buffer], bool]:
+    """What of `pending` to write next in one call, and whether a large body follows that wants a fence before it."""
+    large = next((i for i, each in enumerate(pending[:IOV_MAX]) if len(each) >= LARGE_BYTES), None)
+    if large is None:
+        return pending[:IOV_MAX], False
+    if large == 0:
+        return pending[:1], False
+    if sum(map(len, pending[:large])) <= FENCED_BYTES:
+        return pending[:large], True
+    return (pending[: large - 1], False) if large > 1 else (pending[:1], True)
 
 
 def _header(data: bytes) -> list[Any]:

@@ -15,6 +15,7 @@ from functions.calls import Call, Calls
 from functions.config import Config
 from functions.errors import RequestError
 from functions.loading import Code
+from functions.memory import keep_freed
 from functions.sdk import Context
 from functions.secrets import Secrets
 
@@ -102,6 +103,11 @@ class Server:
         self.flush()
 
     def _receive(self, flags: int = 0) -> int:
+        if self._reader.missing:
+            keep_freed()
+            found = self._reader.receive_large(self._sock, flags)
+            self._waiting.extend(found or ())
+            return found is not None
         size = self._sock.recv_into(self._view, 0, flags)
         if size:
             self._waiting.extend(self._reader.feed(self._view[:size]))

@@ -26,6 +26,70 @@ def test_any_cut_of_a_stream_gives_the_same_frames(sent, cuts, as_view):
     assert got == [(list(header), body) for header, body in sent]
 
 
+@given(FRAMES, st.lists(st.integers(1, 64), max_size=40), st.booleans())
+def test_large_bodies_are_the_same_however_they_are_read(sent, cuts, waits):
+    """Some bytes are fed and the rest of a large body is read from the socket, at once or as it comes."""
+    stream = b"".join(bytes(part) for header, body in sent for part in frames.pack(header, body))
+    reader, got, at = frames.FrameReader(), [], 0
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames, "LARGE_BYTES", 8)
+        for size in [*cuts, *[10_000] * 20]:
+            if reader.missing and waits:
+                size = reader.missing
+            chunk = stream[at : at + size]
+            at += len(chunk)
+            if reader.missing and chunk:
+                theirs.sendall(chunk)
+                got += reader.receive_large(ours, 0 if waits else socket.MSG_DONTWAIT) or []
+                while not reader.missing and (rest := _waiting(ours)):
+                    got += reader.feed(rest)
+            else:
+                got += reader.feed(chunk)
+    assert got == [(list(header), body) for header, body in sent]
+
+
+def _waiting(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(1 << 20, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
+
+
+def test_the_end_of_the_stream_in_a_large_body():
+    for flags in (0, socket.MSG_DONTWAIT):
+        ours, theirs = socket.socketpair()
+        reader = frames.FrameReader()
+        first, body = frames.pack([1], bytes(frames.LARGE_BYTES))
+        assert reader.feed(first) == []
+        assert reader.missing == len(body)
+        theirs.sendall(body[:10])
+        theirs.close()
+        assert reader.receive_large(ours, flags) == []
+        assert reader.missing == len(body) - 10
+        assert reader.receive_large(ours, flags) is None
+        ours.close()
+
+
+@given(st.lists(st.integers(0, 30), max_size=12))
+def test_groups_are_everything_in_order_with_a_fence_ahead_of_each_large_body(sizes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames, "LARGE_BYTES", 20)
+        patch.setattr(frames, "FENCED_BYTES", 15)
+        pending, written, fenced = [bytes([i]) * size for i, size in enumerate(sizes)], [], set()
+        whole = list(pending)
+        while pending:
+            group, fence = frames.next_group(pending)
+            assert group
+            if fence:
+                assert sum(map(len, group)) <= 15 or len(group) == 1
+                fenced.add(len(written) + len(group))
+            written += group
+            pending = pending[len(group) :]
+        assert written == whole
+        assert all(i in fenced for i, size in enumerate(sizes) if size >= 20 and i and sizes[i - 1] < 20)
+
+
 def test_a_body_outlives_the_buffer_that_it_was_read_into():
     stream = bytearray(b"".join(bytes(part) for part in frames.pack([1], b"first")))
     [(_, body)] = frames.FrameReader().feed(memoryview(stream))

@@ -5,14 +5,19 @@ Runs on the event loop's thread and never blocks. What one turn of the loop send
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import errno
+import functools
+import os
 import socket
 from collections.abc import Callable
 from typing import Any, Final
 
 from agent.turn import turn_of
 from functions import frames
+from functions.memory import keep_freed
 
 SOCKET_BYTES: Final = 4 * 1024 * 1024
 WRONG = (frames.FrameError, LookupError, TypeError, ValueError)
@@ -63,7 +68,7 @@ class Wire:
                 # A frame's head is a buffer of its own: what leaves together is joined where that is the cheaper copy.
                 if sum(map(len, self._out)) <= frames.JOINED_BYTES:
                     self._out = [b"".join(self._out)]
-                sent = self._sock.sendmsg(self._out[: frames.IOV_MAX])
+                sent = self._send()
                 self._out = frames.rest_after(self._out, sent)
         except (BlockingIOError, InterruptedError):
             if not self._blocked:
@@ -72,6 +77,20 @@ class Wire:
         except OSError:
             self._out.clear()  # it is gone; its exit tells why
 
+    def _send(self) -> int:
+        """Writes once; ahead of a large body with a fence, which the worker's next read does not go beyond.
+
+        The kernel ends a read after bytes that came with a descriptor. A reader that does not ask for it never sees it.
+        """
+        group, fenced = frames.next_group(self._out)
+        if fenced:
+            try:
+                return self._sock.sendmsg(group, _fence())
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+        return self._sock.sendmsg(group)
+
     def _on_writable(self) -> None:
         self._loop.remove_writer(self._sock)
         self._blocked = False
@@ -79,24 +98,36 @@ class Wire:
 
     def _on_readable(self) -> None:
         try:
-            size = self._sock.recv_into(self._view)
+            found = self._read()
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            size = 0
-        if not size:
+            found = None
+        except WRONG as error:
+            self._loop.remove_reader(self._sock)
+            self._on_wrong(error)
+            return
+        if found is None:
             self._loop.remove_reader(self._sock)
             self._on_end()
             return
         self._turn.begin()
         try:
-            for header, body in self._reader.feed(self._view[:size]):
+            for header, body in found:
                 self._on_frame(header, body)
         except WRONG as error:
             self._loop.remove_reader(self._sock)
             self._on_wrong(error)
         finally:
             self._turn.end()
+
+    def _read(self) -> list[frames.Frame] | None:
+        """Frames that are complete after one read; None at the end of the stream."""
+        if self._reader.missing:
+            keep_freed()
+            return self._reader.receive_large(self._sock, socket.MSG_DONTWAIT)
+        size = self._sock.recv_into(self._view)
+        return self._reader.feed(self._view[:size]) if size else None
 
     def take_what_is_left(self) -> None:
         """Answers that the worker wrote before it ended still count."""
@@ -110,6 +141,14 @@ class Wire:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()
+
+
+@functools.cache
+def _fence() -> list[tuple[int, int, bytes]]:
+    """What goes with the bytes ahead of a large body: any descriptor does, and is thrown away."""
+    keep_freed()
+    fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]).tobytes())]
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
