@@ -51,8 +51,8 @@ class Server:
         self._secrets = Secrets(config.secrets)
         self._waiting: deque[frames.Frame] = deque()
         self._view = memoryview(bytearray(frames.READ_BYTES))
-        self._out: list[frames.Buffer] = []
-        self._lock = threading.Lock()  # over _out and the socket's writing end: the pulse's thread flushes as well
+        self._out: deque[frames.Buffer] = deque()
+        self._lock = threading.Lock()  # over the socket's writing end: the pulse's thread flushes as well
         self._flushed_s = time.monotonic()
         self._slowest_s = 0.0
 
@@ -69,31 +69,34 @@ class Server:
         """
         self._waiting.extend(received)
         step = self._next_batch if self._batches else self._next_one
+        now = time.monotonic()
         while True:
             if not self._waiting:
                 self.flush()
                 if not self._receive():
                     return
+                now = time.monotonic()
             elif self._waiting[0][0][0] != frames.REQUEST:
                 self.flush()
                 header, body = self._waiting.popleft()
                 if header[0] == frames.STOP:
                     return
                 self._examine(header, body)
+                now = time.monotonic()
             else:
-                began = time.monotonic()
                 step()
-                self._pace(began)
+                now = self._pace(now)
 
     def close(self) -> None:
         """Ends what `serve` leaves behind."""
 
-    def _pace(self, began: float) -> None:
-        """Writes what is held when it is held long enough, or when what comes next may take long."""
+    def _pace(self, began: float) -> float:
+        """Writes what is held when it is held long enough, or when what comes next may take long; returns the time."""
         now = time.monotonic()
         self._slowest_s = max(now - began, self._slowest_s * 0.99)
         if now - self._flushed_s > HOLD_S or self._slowest_s > HOLD_S:
             self.flush()
+        return now
 
     def _examine(self, header: list[Any], body: bytes) -> None:
         """Answers a CHECK or a RECORD: runs golden requests on a model, between the requests of others."""
@@ -110,7 +113,7 @@ class Server:
             return found is not None
         size = self._sock.recv_into(self._view, 0, flags)
         if size:
-            self._waiting.extend(self._reader.feed(self._view[:size]))
+            self._waiting += self._reader.feed(self._view[:size])
         return size
 
     def flush(self) -> None:
@@ -128,13 +131,11 @@ class Server:
 
     def _flush(self) -> None:
         self._flushed_s = time.monotonic()
-        if self._out:
-            held, self._out = self._out, []
-            frames.send_all(self._sock, held)
+        if held := len(self._out):  # whole frames: `extend` adds one in a single step of the interpreter
+            frames.send_all(self._sock, [self._out.popleft() for _ in range(held)])
 
     def _send(self, frame: list[frames.Buffer]) -> None:
-        with self._lock:
-            self._out += frame
+        self._out.extend(frame)
 
     # -- one at a time ----------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ class Dispatcher:
     def ready(self, function: str) -> bool:
         """Whether a request for `function` would be run now (one that is not deployed is answered now)."""
         pool = self.pools.get(function)
-        return pool is None or pool.state != "starting"
+        return pool is None or pool.serves or pool.state != "starting"
 
     def has_room(self, function: str, size: int) -> bool:
         """Whether a request of so many bytes for `function` would be run or queued now."""

@@ -76,9 +76,17 @@ class Pool:
     @property
     def state(self) -> str:
         """``ready`` (some worker is), ``failed`` (none, after several starts) or ``starting``."""
-        if any(s.serves for s in self._slots.values()):
+        if self.serves:
             return "ready"
         return "failed" if self._failed_starts >= FAILED_STARTS else "starting"
+
+    @property
+    def serves(self) -> bool:
+        """Whether some worker is ready."""
+        for slot in self._slots.values():  # noqa: SIM110 -- asked for each request, for which `any` makes a generator
+            if slot.ready and not slot.condemned:
+                return True
+        return False
 
     @property
     def all_ready(self) -> bool:

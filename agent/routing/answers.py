@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -78,10 +79,10 @@ def correlation_text(correlation: bytes) -> str:
 
 def provenance(request_id: str, origin: Origin) -> tuple[tuple[str, str], ...]:
     """Which request, model, version and deployment a result comes from: the user properties, and ``meta``."""
-    pairs = (
-        ("request", request_id),
-        ("model", origin.model),
-        ("version", origin.version),
-        ("deployment", origin.deployment),
-    )
+    return (("request", request_id), *_origin_pairs(origin.model, origin.version, origin.deployment))
+
+
+@lru_cache(maxsize=256)
+def _origin_pairs(model: str | None, version: str | None, deployment: str | None) -> tuple[tuple[str, str], ...]:
+    pairs = (("model", model), ("version", version), ("deployment", deployment))
     return tuple((name, value) for name, value in pairs if value is not None)

@@ -21,6 +21,9 @@ from agent.messages import Inbound, Outbound
 HELD_S = 0.05
 YOUNG_S = 0.02  # what a busy but fast function answers is out by then: committing it would be work for nothing
 
+# What makes two messages one request: link, topic, response-topic, and correlation data or payload.
+Asked = tuple[str, str, str | None, bytes | None, bytes | None]
+
 
 class Delivery:
     """One received message and what is still to come of it.
@@ -34,14 +37,15 @@ class Delivery:
         client_context: what the function that invokes another sends with its payload; see `Request`.
         named: the request names its id.
         failed: somebody was told of an error.
+        asked: what another message has to have in common with it to be the same request; None: not looked at.
         sent: what went out for it on its own link, as (link, message); None: nobody wants to know.
         followers: deliveries of the same request, asked again meanwhile; they are over when this one is.
         numbers: how many results each function has given, for their ids.
     """
 
     __slots__ = (
-        "acked", "client_context", "failed", "followers", "hops", "inboxed", "key", "message", "named", "numbers",
-        "open", "respond", "sent", "stale", "targets", "tell_failure",
+        "acked", "asked", "client_context", "failed", "followers", "hops", "inboxed", "key", "message", "named",
+        "numbers", "open", "respond", "sent", "stale", "targets", "tell_failure",
     )  # fmt: skip
 
     def __init__(self, key: str, message: Inbound, targets: tuple[str, ...] = ()) -> None:
@@ -55,6 +59,7 @@ class Delivery:
         self.respond: Callable[[str, bytes], None] | None = None
         self.named = message.properties.correlation is not None
         self.failed = False
+        self.asked: Asked | None = None
         self.sent: list[tuple[str, Outbound]] | None = None
         self.followers: list[Delivery] | None = None
         self.numbers: dict[str, int] | None = None

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from agent.capture.keeper import Hold, Settled
@@ -27,7 +28,7 @@ from agent.routing.answers import (
 )
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.repeats import Repeats, message_id
-from agent.routing.subscriptions import FUNCTION, LINKS, SHADOWS, Subscriptions
+from agent.routing.subscriptions import FUNCTION, LINKS, SHADOWS, Subscriptions, function_of
 from agent.routing.topics import name_problem
 from agent.settings import AnswerLimits, Topics
 
@@ -114,10 +115,12 @@ class Exchange:
             return
         targets = self.subscriptions.route(message.link, message.topic)
         delivery = Delivery(next(self._keys), message, targets)
-        if any(target.startswith(FUNCTION) for target in targets):
-            if self._answer_again(delivery):
-                return
-            self._repeats.begin(delivery)
+        for target in targets:
+            if function_of(target) is not None:
+                if self._answer_again(delivery):
+                    return
+                self._repeats.begin(delivery)
+                break
         self._open(delivery)
 
     def _for_endpoints(self, delivery: Delivery) -> bool:
@@ -223,27 +226,24 @@ class Exchange:
             self._deliveries.release(delivery)
 
     def _open(self, delivery: Delivery) -> None:
-        ready = all(self._ports.ready(t[len(FUNCTION) :]) for t in delivery.targets if t.startswith(FUNCTION))
+        ready = True
+        for target in delivery.targets:
+            name = function_of(target)
+            ready = ready and (name is None or self._ports.ready(name))
         self._deliveries.begin(delivery, ready=ready)
         self._run(delivery)
 
     def _run(self, delivery: Delivery) -> None:
         message = delivery.message
         for target in delivery.targets:
-            if target.startswith(FUNCTION):
-                delivery.open += 1
-                self._submit(
-                    target[len(FUNCTION) :],
-                    message.topic,
-                    message.payload,
-                    message.properties.content_type,
-                    delivery,
-                    0,
-                )
-            elif target == SHADOWS:
+            name = function_of(target)
+            if target == SHADOWS:
                 self._to_shadows(message.topic, message.payload, delivery)
-            else:
+            elif name is None:
                 self._forward(target, message, delivery)
+            else:
+                delivery.open += 1
+                self._submit(name, message.topic, message.payload, message.properties.content_type, delivery, 0)
         self._deliveries.release(delivery)
 
     def _submit(
@@ -252,19 +252,20 @@ class Exchange:
         properties = delivery.message.properties
         direct = hops == 0
         expiry = properties.expiry_s
+        wanted = properties.response_topic
         request = Request(
-            function=function,
-            topic=topic,
-            payload=payload,
-            content_type=content_type,
-            id=correlation_text(properties.correlation) if direct and properties.correlation else delivery.key,
-            settle=self._settle,
-            wants_answer=direct and (properties.response_topic is not None or delivery.respond is not None),
-            expires_s=None if expiry is None else delivery.message.received_s + expiry,
-            context=_Errand(delivery, hops),
+            function,
+            topic,
+            payload,
+            content_type,
+            correlation_text(properties.correlation) if direct and properties.correlation else delivery.key,
+            self._settle,
+            direct and (wanted is not None or delivery.respond is not None),
+            None if expiry is None else delivery.message.received_s + expiry,
+            _Errand(delivery, hops),
             client_context=delivery.client_context if direct else None,
         )
-        problem = answer_topic_problem(properties.response_topic, self._own) if direct else None
+        problem = answer_topic_problem(wanted, self._own) if direct and wanted is not None else None
         if problem is not None:
             self._settle(request, Failure(Origin(function, None, None, None), problem))
         else:
@@ -323,16 +324,20 @@ class Exchange:
         payload: bytes,
         user: tuple[tuple[str, str], ...],
     ) -> None:
-        topic = f"{request.topic}/{request.function}" if topic is None else topic
-        problem = name_problem(topic)
+        problem = None
+        if topic is None:
+            topic = f"{request.topic}/{request.function}"  # of a topic that came in; its length is the link's to judge
+        else:
+            problem = name_problem(topic)
         if problem is not None:
             error = RejectedError("BAD_RESULT_TOPIC", f"Function {request.function}: {problem}.")
             self._report(request, Failure(answer.origin, error, answer.request_id), errand, answerable=False)
             return
         delivery = errand.delivery
         for target in self.subscriptions.route(FUNCTION + request.function, topic):
-            if target.startswith(FUNCTION):
-                self._pass_on(target[len(FUNCTION) :], topic, content_type, payload, errand)
+            name = function_of(target)
+            if name is not None:
+                self._pass_on(name, topic, content_type, payload, errand)
             elif target == SHADOWS:
                 self._to_shadows(topic, payload, delivery)
             else:
@@ -457,7 +462,7 @@ class Exchange:
         delivery.open += 1
         try:
             link = "local" if self.one_link else link
-            self._ports.send(link, kind, out, lambda: self._deliveries.release(delivery))
+            self._ports.send(link, kind, out, partial(self._deliveries.release, delivery))
             if delivery.sent is not None and link == delivery.message.link and kind == "result":
                 delivery.sent.append((link, out))
         except RejectedError:

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 
 from agent.messages import JSON, Inbound, Outbound
 from agent.routing.answers import kind_of, read_envelope
-from agent.routing.deliveries import Delivery
+from agent.routing.deliveries import Asked, Delivery
 from agent.settings import AnswerLimits
 
 OVERHEAD_BYTES = 512  # an entry's own objects, about
 MOST_COMPARED = 1 << 16  # bytes of a payload that is looked at for its id while it is under way
-
-Key = tuple[str, str, str | None, bytes | None, bytes | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -46,9 +44,9 @@ class Repeats:
     def __init__(self, limits: AnswerLimits, now: Callable[[], float]) -> None:
         self._limits = limits
         self._now = now
-        self._under_way: dict[Key, Delivery] = {}
-        self._remembered: OrderedDict[Key, _Outcome] = OrderedDict()
-        self._outdated: set[Key] = set()
+        self._under_way: dict[Asked, Delivery] = {}
+        self._remembered: OrderedDict[Asked, _Outcome] = OrderedDict()
+        self._outdated: set[Asked] = set()
         self._bytes = 0
         self.answered = 0
 
@@ -82,11 +80,12 @@ class Repeats:
         key = _key(delivery.message)
         if key is not None and self._limits.max_count and key not in self._under_way:
             self._under_way[key] = delivery
+            delivery.asked = key
             delivery.sent = []
 
     def over(self, delivery: Delivery) -> None:
         """It has its outcome, which is remembered where it names an id and was no error."""
-        key = _key(delivery.message)
+        key = delivery.asked
         if delivery.sent is None or key is None:
             return
         del self._under_way[key]
@@ -101,7 +100,7 @@ class Repeats:
         self._bytes = 0
         self._outdated.update(self._under_way)
 
-    def _remember(self, key: Key, message: Inbound, sent: list[tuple[str, Outbound]]) -> None:
+    def _remember(self, key: Asked, message: Inbound, sent: list[tuple[str, Outbound]]) -> None:
         size = len(message.payload) + sum(len(out.payload) for _, out in sent) + OVERHEAD_BYTES
         if size > self._limits.max_bytes // 4:
             return  # one large answer would drive out all others
@@ -113,7 +112,7 @@ class Repeats:
         while self._remembered and self._is_old(next(iter(self._remembered.values()))):
             self._drop(next(iter(self._remembered)))
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: Asked) -> None:
         gone = self._remembered.pop(key, None)
         if gone is not None:
             self._bytes -= gone.size
@@ -138,7 +137,7 @@ def message_id(delivery: Delivery, function: str, number: int) -> str:
     return f"{digest.hexdigest()}-{function}-{number}"
 
 
-def _key(message: Inbound) -> Key | None:
+def _key(message: Inbound) -> Asked | None:
     properties = message.properties
     if properties.correlation is not None:
         return message.link, message.topic, properties.response_topic, properties.correlation, None

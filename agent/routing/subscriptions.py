@@ -6,6 +6,7 @@ Each target appears once for one message, however many of its filters match.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from agent.routing.topics import overlaps
 from agent.settings import Subscription
@@ -14,6 +15,12 @@ LINKS = ("local", "cloud")
 FUNCTION = "function:"
 SHADOWS = "GGShadowService"  # V1's name for the core's own store of shadows
 CACHED_ROUTES = 8192  # topics seen lately; a core with more topics than that pays the trie's walk
+
+
+@lru_cache(maxsize=1024)
+def function_of(target: str) -> str | None:
+    """The function's Id of a target or source ``function:ID``; None for a link."""
+    return target[len(FUNCTION) :] if target.startswith(FUNCTION) else None
 
 
 class _Node:

@@ -152,12 +152,14 @@ def converted(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
     """
     text = dtype.kind == "O"
     try:
-        array = np.asarray(value, dtype=object if text else None)
+        array = np.asarray(value, dtype=object) if text else np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
         raise ModelInputError(f'Input "{name}" is no array: {error}.') from None
+    if array.dtype.kind == dtype.kind == "f":  # nearly always
+        return array.astype(dtype)
     if text and all(isinstance(item, str) for item in array.flat):
         return array
-    if not text and (array.size == 0 or (dtype.kind == "f" and array.dtype.kind == "f") or _fits(array, dtype)):
+    if not text and (array.size == 0 or _fits(array, dtype)):
         return array.astype(dtype)
     raise ModelInputError(f'Input "{name}" holds values that {STRING if text else dtype.name} cannot hold.')
 

@@ -42,17 +42,18 @@ class OnnxModel(Model):
 
     def __init__(self, session: Any) -> None:
         super().__init__([_spec(i) for i in session.get_inputs()], [_spec(o) for o in session.get_outputs()])
-        self._session = session
         self._names = [output.name for output in self.outputs]
+        # Its face in Python looks again at what `predict` has looked at: 2 us of 10, for a small model.
+        self._predict = getattr(session, "_sess", session).run
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         try:
-            return dict(zip(self._names, self._session.run(self._names, arrays), strict=True))
+            return dict(zip(self._names, self._predict(self._names, arrays, None), strict=True))
         except Exception as error:  # its own exception classes have no common base
             raise ModelRunError(f"ONNX Runtime: {first_line(error)}") from error
 
     def close(self) -> None:
-        self._session = None
+        self._predict = None
 
 
 def load(directory: Path, options: Mapping[str, Any]) -> Model:
