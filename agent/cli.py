@@ -26,14 +26,15 @@ from agent import (
     cli_keys,
     cli_new,
     cli_package,
+    cli_place,
     cli_rollback,
     cli_runtime,
     cli_spool,
 )
+from agent.cli_place import DEFAULT_CONFIG
 from agent.errors import AgentError, ConfigError
 
 EX_CONFIG = 78
-DEFAULT_CONFIG = Path("topics.yaml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +114,7 @@ def _deploy(options: argparse.Namespace) -> int:
     from agent.commands import deploy, document_bytes
 
     body = cli_keys.signed_if_asked(options, document_bytes(options.file))
-    last = _show(options, deploy(_where(options), body, wait=options.wait, timeout_s=options.timeout))
+    last = _show(options, deploy(cli_place.place_of(options), body, wait=options.wait, timeout_s=options.timeout))
     return 0 if last.get("status") in (("SUCCEEDED",) if options.wait else ("SUCCEEDED", "IN_PROGRESS")) else 1
 
 
@@ -127,7 +128,7 @@ def _show(options: argparse.Namespace, statuses: Iterator[dict[str, Any]]) -> di
 def _status(options: argparse.Namespace) -> int:
     from agent.commands import status
 
-    found = status(_where(options))
+    found = status(cli_place.place_of(options))
     print(json.dumps(found, indent=None if options.json else 2))
     return 0
 
@@ -137,7 +138,7 @@ def _infer(options: argparse.Namespace) -> int:
 
     payload = _payload(options)
     answer = infer(
-        _where(options),
+        cli_place.place_of(options),
         options.function,
         payload,
         topic=options.topic,
@@ -162,12 +163,6 @@ def _payload(options: argparse.Namespace) -> bytes:
         return Path(options.file).read_bytes()
     except OSError as error:
         raise unreadable(Path(options.file), error) from error
-
-
-def _where(options: argparse.Namespace) -> Any:
-    from agent.commands import Place
-
-    return Place(options.config, options.broker, options.core, options.ca, options.cert, options.key)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -250,12 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     infer.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS")
     for each in (deploy, status, infer):
-        each.add_argument(
-            "--broker", metavar="URL", help="over this broker, mqtt://host:1883, in place of the local socket"
-        )
-        each.add_argument("--core", metavar="NAME", help="the core's name, with --broker")
-        for file in ("ca", "cert", "key"):
-            each.add_argument(f"--{file}", type=Path, metavar="FILE", help=f"{file} of an mqtts:// broker, PEM")
+        cli_place.add_options(each, "over this broker, mqtt://host:1883, in place of the local socket")
     for each in (deploy, status, *turning):
         each.add_argument("--json", action="store_true", help="one line of JSON a result")
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from agent import cli_place
+
 EXAMPLE = "marram capture ls\n  marram capture export samples/ --format webdataset"
 
 
@@ -31,11 +33,8 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     export.add_argument("directory", type=Path, metavar="DIR", help="where to write")
     export.add_argument("--format", choices=("sagemaker", "webdataset"), default="webdataset")
     export.add_argument("--from", dest="files", nargs="+", type=Path, metavar="FILE", help="messages, one a line")
-    export.add_argument("--broker", metavar="URL", help="take what comes over this broker, mqtt://host:1883")
-    export.add_argument("--core", metavar="NAME", help="the core's name, with --broker")
+    cli_place.add_options(export, "take what comes over this broker, mqtt://host:1883")
     export.add_argument("--seconds", type=float, default=10.0, metavar="S", help="for how long, with --broker (10)")
-    for file in ("ca", "cert", "key"):
-        export.add_argument(f"--{file}", type=Path, metavar="FILE", help=f"{file} of an mqtts:// broker, PEM")
     for each in (ls, export):
         each.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help="the settings")
         each.add_argument("--json", action="store_true", help="one line of JSON")
@@ -90,5 +89,4 @@ def _messages(options: argparse.Namespace) -> Iterator[bytes]:
         return export.read_files(options.files)
     if options.broker is None:
         return commands.captured_messages(options.config)
-    place = commands.Place(options.config, options.broker, options.core, options.ca, options.cert, options.key)
-    return commands.heard_samples(place, until=time.monotonic() + options.seconds)
+    return commands.heard_samples(cli_place.place_of(options), until=time.monotonic() + options.seconds)

@@ -6,81 +6,24 @@ import asyncio
 import base64
 import contextlib
 import json
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import msgpack
 
 from agent import control
 from agent.errors import AgentError, ConfigError
 from agent.messages import JSON, MSGPACK, Outbound, Properties
+from agent.places import Far, Place
 from agent.remote import connected
 from agent.settings import Link as LinkSettings
-from agent.settings import Settings
 from agent.settings.reader import load
 
-CORE = r"[A-Za-z0-9:_-]{1,128}"
-PORTS = {"mqtt": 1883, "mqtts": 8883}
 ANSWER_S = 5.0  # for the first sign of life of a core
-DEFAULT_TOPICS = {
-    "deployments": "marram/{core}/deployments",
-    "deployment_status": "marram/{core}/deployments/{deployment}/status",
-    "state": "marram/{core}/state",
-    "capture": "marram/{core}/capture/#",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the core is: on this device (`config` tells its state directory), or behind a broker."""
-
-    config: Path
-    broker: str | None = None
-    core: str | None = None
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-
-    def settings(self) -> Settings:
-        return load(self.config, strict=False)
-
-    def remote(self) -> tuple[LinkSettings, str]:
-        """The broker and the core's name.
-
-        Raises:
-            ConfigError: CORE_MISSING, BAD_CORE, BAD_URL.
-        """
-        assert self.broker is not None
-        if not self.core:
-            raise ConfigError("CORE_MISSING", "--broker needs --core.", "Name the core as its topics.yaml does.")
-        if not re.fullmatch(CORE, self.core):
-            text = f"--core {self.core!r} is no core's name."
-            raise ConfigError("BAD_CORE", text, "A name is 1 to 128 of the characters A-Z a-z 0-9 : _ -.")
-        return self._link(self.broker), self.core
-
-    def _link(self, broker: str) -> LinkSettings:
-        try:
-            parts = urlsplit(broker)
-            host, port = parts.hostname, parts.port or PORTS[parts.scheme]
-        except (ValueError, LookupError):
-            host, port = None, 0
-        if not host:
-            raise ConfigError("BAD_URL", "--broker is no broker's URL.", "Write mqtt://host:1883 or mqtts://host:8883.")
-        return LinkSettings(
-            "cloud",
-            f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}",
-            ca=self.ca,
-            cert=self.cert,
-            key=self.key,
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +76,7 @@ def deploy(place: Place, body: bytes, *, wait: bool, timeout_s: float) -> Iterat
         for reply in control.ask(place.settings().state, request, timeout_s=timeout_s):
             yield reply["status"]
         return
-    settings, core = place.remote()
-    yield from _blocking(_deploy_over_broker(settings, core, id, body, wait=wait, timeout_s=timeout_s))
+    yield from _blocking(_deploy_over_broker(place.remote(), id, body, wait=wait, timeout_s=timeout_s))
 
 
 def turn(config: Path, command: str, *, wait: bool, timeout_s: float) -> Iterator[dict[str, Any]]:
@@ -152,13 +94,13 @@ def turn(config: Path, command: str, *, wait: bool, timeout_s: float) -> Iterato
 
 def captured(config: Path) -> dict[str, Any]:
     """What waits of samples on this device, by function and reason, and the counts of today."""
-    *_, last = control.ask(load(config).state, {"command": "capture"})
+    *_, last = control.ask(load(config, strict=False).state, {"command": "capture"})
     return {"waiting": last["waiting"], "capture": last["capture"]}
 
 
 def captured_messages(config: Path) -> Iterator[bytes]:
     """The samples that wait on this device, each as it will be published."""
-    for reply in control.ask(load(config).state, {"command": "capture", "whole": True}):
+    for reply in control.ask(load(config, strict=False).state, {"command": "capture", "whole": True}):
         yield from (base64.b64decode(each) for each in reply.get("samples", ()))
 
 
@@ -168,9 +110,9 @@ def heard_samples(place: Place, *, until: float) -> Iterator[bytes]:
     Raises:
         ConfigError, AgentError: the broker cannot be used.
     """
-    settings, core = place.remote()
+    far = place.remote()
     loop = asyncio.new_event_loop()
-    heard = _heard(settings, _topic("capture", core), until)
+    heard = _heard(far.link, far.filter("capture"), until)
     try:
         with contextlib.suppress(StopAsyncIteration):
             while True:
@@ -194,7 +136,7 @@ def dead_letters(config: Path, action: str | None, ids: list[int] | None) -> dic
     Args:
         action: ``retry`` or ``drop`` for the dead letters `ids` (None: all), which are listed then; None: neither.
     """
-    found = next(control.ask(load(config).state, {"command": "spool", "action": action, "ids": ids}))
+    found = next(control.ask(load(config, strict=False).state, {"command": "spool", "action": action, "ids": ids}))
     return {"spool": found["spool"], "letters": found["letters"]}
 
 
@@ -211,17 +153,17 @@ def _blocking(statuses: AsyncIterator[dict[str, Any]]) -> Iterator[dict[str, Any
 
 
 async def _deploy_over_broker(
-    settings: LinkSettings, core: str, id: str, body: bytes, *, wait: bool, timeout_s: float
+    far: Far, id: str, body: bytes, *, wait: bool, timeout_s: float
 ) -> AsyncIterator[dict[str, Any]]:
     deadline = time.monotonic() + timeout_s
     heard = False
-    async with connected(settings, _topic("deployment_status", core, id)) as remote:
-        await remote.publish(Outbound(_topic("deployments", core), body))
+    async with connected(far.link, far.topic("deployment_status", id)) as remote:
+        await remote.publish(Outbound(far.topic("deployments"), body))
         while True:
             left = deadline - time.monotonic()
             message = await remote.receive(left if heard else min(left, ANSWER_S))
             if message is None:
-                raise _silent(core, "It deploys this document if it comes back.") if not heard else _slow(core)
+                raise _silent(far.core, "It deploys this document if it comes back.") if not heard else _slow(far.core)
             status = _read(message.payload)
             yield status
             heard = True
@@ -237,14 +179,14 @@ def status(place: Place) -> dict[str, Any]:
     """
     if place.broker is None:
         return next(control.ask(place.settings().state, {"command": "status"}))
-    return asyncio.run(_status_over_broker(*place.remote()))
+    return asyncio.run(_status_over_broker(place.remote()))
 
 
-async def _status_over_broker(settings: LinkSettings, core: str) -> dict[str, Any]:
-    async with connected(settings, _topic("state", core)) as remote:
+async def _status_over_broker(far: Far) -> dict[str, Any]:
+    async with connected(far.link, far.topic("state")) as remote:
         message = await remote.receive(ANSWER_S)
         if message is None:
-            raise _silent(core)
+            raise _silent(far.core)
         return {"state": _read(message.payload)}
 
 
@@ -270,8 +212,7 @@ def infer(
         raise ConfigError(
             "TOPIC_MISSING", "--broker needs --topic.", "Name a topic that the function is subscribed to."
         )
-    settings, _ = place.remote()
-    return asyncio.run(_infer_over_broker(settings, payload, topic, content_type, timeout_s))
+    return asyncio.run(_infer_over_broker(place.remote().link, payload, topic, content_type, timeout_s))
 
 
 async def _infer_over_broker(
@@ -327,14 +268,10 @@ def _read(payload: bytes) -> dict[str, Any]:
     raise AgentError("NOT_A_CORE", "What came on the core's topic is not from an agent.", "See who publishes there.")
 
 
-def _topic(name: str, core: str, deployment: str = "") -> str:
-    return DEFAULT_TOPICS[name].replace("{core}", core).replace("{deployment}", deployment)
-
-
 def _silent(core: str, more: str = "") -> AgentError:
     remedy = (
         "Check --core against the core's topics.yaml, and that its agent runs, is connected to this broker and has the "
-        "default topics. "
+        "default topics (with others, give its topics.yaml with --config). "
     )
     return AgentError("CORE_SILENT", f"No core named {core!r} answers on this broker.", (remedy + more).strip())
 

@@ -10,6 +10,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -27,8 +28,9 @@ from agent.errors import TransientError
 from agent.messages import Inbound, Outbound
 from agent.mqtt import reconnecting, tls
 from agent.mqtt.link import Link
+from tests.agent_kit import Core
 from tests.certificate_kit import DAY, Authority, Pair
-from tests.mqtt_kit import Mosquitto, PlainClient, free_port, mosquitto, until
+from tests.mqtt_kit import Mosquitto, PlainClient, free_port, mosquitto, until, wait_until
 
 SECRET = "hunter2-in-a-file"
 
@@ -43,11 +45,11 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 class Trial:
     """A link with what it received; the core's `press-7`."""
 
-    def __init__(self, url: str, **more: Any) -> None:
+    def __init__(self, url: str, *, max_backoff_s: float = 0.1, **more: Any) -> None:
         self.received: list[bytes] = []
         self.link = Link(
             settings.Link("cloud", url, **more),
-            client_id="press-7", core="press-7", max_backoff_s=0.1,
+            client_id="press-7", core="press-7", max_backoff_s=max_backoff_s,
             on_message=self._on_message, on_up=lambda: None, on_down=lambda: None,
         )  # fmt: skip
 
@@ -349,6 +351,28 @@ def test_what_is_renewed_by_halves_waits_and_the_connection_stands(
     run(main)
 
 
+def test_mended_files_are_taken_though_the_next_try_is_far_away(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconnecting, "WATCH_S", 0.02)
+    monkeypatch.setattr(reconnecting, "FIRST_WAIT_S", 3000.0)  # a tenth of it and more is slept between two tries
+
+    async def main() -> None:
+        core, stranger = authority.issue("press-7"), Authority(tmp_path / "other").issue("press-7")
+        shutil.copy(stranger.cert, tmp_path / "core.crt")
+        shutil.copy(stranger.key, tmp_path / "core.key")
+        files = {"cert": tmp_path / "core.crt", "key": tmp_path / "core.key"}
+        with mosquitto(tmp_path / "b", listener=listener(authority, authority.issue("broker"))) as broker:
+            side = Trial(f"mqtts://localhost:{broker.port}", ca=authority.ca, max_backoff_s=3000.0, **files)
+            await side.error("TLS_CERTIFICATE_REFUSED")
+            shutil.copy(core.key, files["key"])
+            shutil.copy(core.cert, files["cert"])
+            await until(lambda: side.link.connected, "up, long before the next try")
+            await side.link.stop()
+
+    run(main)
+
+
 def test_a_password_in_a_file_is_renewed_and_never_shown(
     tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -394,6 +418,41 @@ def test_a_certificate_that_ends_soon_is_warned_of(
             await side.link.stop()
 
     run(main)
+
+
+# -- a whole agent -----------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_with_a_wrong_certificate_works_on_and_says_why(tmp_path: Path, authority: Authority) -> None:
+    """`check` fails, the agent starts, serves its local broker, and takes the certificate once it is mended."""
+    old = authority.issue("press-7", begins=-9 * DAY, ends=-2 * DAY, cert=tmp_path / "core.crt")
+    lines = listener(authority, authority.issue("broker"))
+    with mosquitto(tmp_path / "local") as local, mosquitto(tmp_path / "cloud", listener=lines) as cloud:
+        url = f"mqtts://localhost:{cloud.port}"
+        link = {"url": url, "ca": str(authority.ca), "cert": str(old.cert), "key": str(old.key)}
+        core = Core(tmp_path / "core", local=local.url, cloud=link)
+        command = [sys.executable, "-m", "agent", "check", "--config", str(core.config)]
+        check = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+        assert check.returncode == 78
+        assert "core.crt has expired: it was valid until" in check.stderr
+        with core:
+            wait_until(lambda: core.status()["links"]["local"]["connected"], "the local link")
+            wait_until(lambda: core.status()["links"]["cloud"]["error"], "why not the cloud's")
+            assert core.status()["links"]["cloud"]["error"].startswith("TLS_CERTIFICATE_EXPIRED: ")
+            wait_until(lambda: cloud.logged("New connection") >= 4, "it is tried again")
+            assert core.log.read_text().count("TLS_CERTIFICATE_EXPIRED") == 1
+            authority.issue("press-7", cert=tmp_path / "core.crt")
+            core.wait_linked()
+            status = ["status", "--broker", url, "--ca", link["ca"], "--cert", link["cert"], "--key", link["key"]]
+            assert marram(*status, "--core", "press-7").returncode == 0
+            assert "TLS_CERTIFICATE_REQUIRED" in marram(*status[:5], "--core", "press-7").stderr
+            told = marram("status", "--broker", url, "--config", str(core.config))
+            assert '"core": "press-7"' in told.stdout, told.stderr
+
+
+def marram(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "agent", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
 
 
 # -- when certificates are valid -----------------------------------------------------------------------------------

@@ -164,7 +164,17 @@ class Keeper:
             wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=self._max_backoff_s, min=FIRST_WAIT_S / 5),
             retry=retry_if_exception_type(AgentError),
             before_sleep=self._log_outcome,
+            sleep=self._pause,
         )
+
+    async def _pause(self, seconds: float) -> None:
+        """A wait between two tries, which ends where files are renewed: perhaps these are better."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (left := end - loop.time()) > 0:
+            await asyncio.sleep(min(left, WATCH_S))
+            if self._renewal and left > WATCH_S and self._renewal.due():
+                return
 
     async def _negotiate(self) -> Session:
         """A session in the highest version that the broker speaks.
