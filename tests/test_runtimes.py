@@ -1,4 +1,4 @@
-"""dlr and ONNX Runtime on real model files: what they give, what they refuse, and dlr's traps."""
+"""dlr, ONNX Runtime and LiteRT on real model files: what they give, what they refuse, and dlr's traps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tflite_kit import write_tflite
 from worker_kit import (
     WorkerChild,
     bare_interpreter,
@@ -38,7 +39,8 @@ def trees(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     write_neo(root / "dlr", LAYERS)
     write_onnx(root / "onnx" / "model.onnx", LAYERS)
-    return {"dlr": root / "dlr", "onnx": root / "onnx"}
+    write_tflite(root / "litert" / "model.tflite", LAYERS)
+    return {name: root / name for name in ("dlr", "onnx", "litert")}
 
 
 def loaded(tree: Path, runtime: str | None = None, **options):
@@ -58,6 +60,8 @@ def refused(tree: Path, runtime: str | None = None, **options) -> tuple[str, str
     ("names", "hits"),
     [
         (["net-symbol.json", "net-0000.params"], ["mxnet"]),
+        (["m.ckpt.index", "m.ckpt.data-00000-of-00001", "m.ckpt.meta", "checkpoint"], ["tensorflow"]),
+        (["saved_model.pb", "variables", "assets"], ["tensorflow"]),
         (["net-symbol.json", "net-0010.params", "synset.txt"], ["mxnet"]),
         (["compiled.so", "compiled.params", "compiled_model.json", "compiled.meta", "libdlr.so"], ["dlr"]),
         (["compiled.so"], ["dlr"]),
@@ -107,14 +111,14 @@ def test_a_tree_that_is_not_there(tmp_path):
     assert refused(tmp_path / "none")[0] == "MODEL_LOAD_FAILED"
 
 
-# -- both -------------------------------------------------------------------------------------------------------------
+# -- all of them ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("runtime", ["dlr", "onnx"])
+@pytest.mark.parametrize("runtime", ["dlr", "onnx", "litert"])
 def test_a_model_gives_what_numpy_gives(trees, runtime):
     model = loaded(trees[runtime])
     assert model.runtime == runtime
-    rows = 1 if runtime == "dlr" else None
+    rows = None if runtime == "onnx" else 1
     assert model.inputs == (TensorSpec("data", (rows, 16), "float32"),)
     assert model.outputs == (TensorSpec("probabilities", (rows, 3), "float32"),)
     warm_up("net", model)
@@ -126,7 +130,7 @@ def test_a_model_gives_what_numpy_gives(trees, runtime):
     model.close()
 
 
-@pytest.mark.parametrize("runtime", ["dlr", "onnx"])
+@pytest.mark.parametrize("runtime", ["dlr", "onnx", "litert"])
 def test_an_output_is_not_changed_by_the_next_prediction(trees, runtime):
     model = loaded(trees[runtime])
     first = model.predict({"data": np.ones((1, 16), np.float32)})["probabilities"]
@@ -135,7 +139,7 @@ def test_an_output_is_not_changed_by_the_next_prediction(trees, runtime):
     np.testing.assert_array_equal(first, kept)
 
 
-@pytest.mark.parametrize("runtime", ["dlr", "onnx"])
+@pytest.mark.parametrize("runtime", ["dlr", "onnx", "litert"])
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -161,7 +165,7 @@ def test_inputs_that_do_not_fit_are_refused_before_the_library_sees_them(trees, 
         assert word in caught.value.message
 
 
-@pytest.mark.parametrize("runtime", ["dlr", "onnx"])
+@pytest.mark.parametrize("runtime", ["dlr", "onnx", "litert"])
 def test_lists_whole_numbers_doubles_and_odd_layouts_are_taken(trees, runtime):
     model = loaded(trees[runtime])
     x = np.arange(16).reshape(1, 16)
@@ -193,7 +197,7 @@ def test_several_threads_on_one_model_get_their_own_results(trees):
     assert not any(wrong)
 
 
-@pytest.mark.parametrize("runtime", ["dlr", "onnx"])
+@pytest.mark.parametrize("runtime", ["dlr", "onnx", "litert"])
 def test_options_are_checked(trees, runtime):
     code, message = refused(trees[runtime], colour="red")
     assert (code, "`colour`" in message) == ("MODEL_LOAD_FAILED", True)
@@ -257,6 +261,73 @@ def test_a_model_that_fails_on_zeros_never_gets_ready(tmp_path):
     code, message = refused(tmp_path)
     assert code == "MODEL_WARM_UP_FAILED"
     assert "\n" not in message
+
+
+def test_onnx_runtimes_threads_providers_and_levels(trees):
+    x = np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
+    options = {
+        "threads": 2, "inter_threads": 2, "spinning": True, "optimization": "basic",
+        "providers": ["CPUExecutionProvider"], "provider_options": {"CPUExecutionProvider": {}},
+        "session": {"session.set_denormal_as_zero": "1"},
+    }  # fmt: skip
+    y = loaded(trees["onnx"], **options).predict({"data": x})["probabilities"]
+    np.testing.assert_allclose(y, by_hand(LAYERS, x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "options", "code", "words"),
+    [
+        ("onnx", {"providers": ["CUDAExecutionProvider"]}, "DEVICE_UNAVAILABLE", ["no CUDAExecutionProvider", "-gpu"]),
+        ("onnx", {"providers": [1]}, "MODEL_LOAD_FAILED", ["a list of names"]),
+        ("onnx", {"provider_options": {"CUDAExecutionProvider": {}}}, "MODEL_LOAD_FAILED", ["CUDAExecutionProvider"]),
+        ("onnx", {"optimization": "most"}, "MODEL_LOAD_FAILED", ["all, extended, basic, none"]),
+        ("onnx", {"threads": "2"}, "MODEL_LOAD_FAILED", ["a whole number is expected"]),
+        ("onnx", {"spinning": 1}, "MODEL_LOAD_FAILED", ["true or false"]),
+        ("dlr", {"device": "gpu"}, "MODEL_LOAD_FAILED", ['requires device type "cpu"']),
+        ("dlr", {"device": "npu"}, "MODEL_LOAD_FAILED", ["cpu, gpu, opencl"]),
+        ("dlr", {"device": "gpu:x"}, "MODEL_LOAD_FAILED", ["gpu:1"]),
+        ("litert", {"delegate": "/no/libedgetpu.so.1"}, "DEVICE_UNAVAILABLE", ["/no/libedgetpu.so.1", "driver"]),
+        ("litert", {"delegate": "libm.so.6"}, "DEVICE_UNAVAILABLE", ["libm.so.6"]),
+        ("litert", {"raw": "yes"}, "MODEL_LOAD_FAILED", ["true or false"]),
+    ],
+)  # fmt: skip
+def test_what_a_machine_or_a_runtime_does_not_have_is_told_at_load(trees, capfd, runtime, options, code, words):
+    found, message = refused(trees[runtime], runtime, **options)
+    assert found == code
+    for word in words:
+        assert word in message
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_neo_model_for_a_gpu_on_a_machine_without_one(trees, tmp_path):
+    tree = broken(trees, tmp_path)
+    meta = (tree / "compiled.meta").read_text()
+    (tree / "compiled.meta").write_text(meta.replace('"TargetDeviceType": "cpu"', '"TargetDeviceType": "gpu"'))
+    code, message = refused(tree, "dlr", device="gpu")
+    assert (code, "libdlr.so" in message) == ("DEVICE_UNAVAILABLE", True)
+
+
+def test_litert_takes_any_number_of_rows_where_the_model_leaves_it_free(tmp_path):
+    write_tflite(tmp_path / "m.tflite", LAYERS, batch=None)
+    model = loaded(tmp_path, threads=2)
+    assert model.inputs == (TensorSpec("data", (None, 16), "float32"),)  # the signature's name, not the tensor's
+    for rows in (1, 7, 7, 2):
+        x = np.random.default_rng(rows).normal(size=(rows, 16)).astype(np.float32)
+        np.testing.assert_allclose(model.predict({"data": x})["probabilities"], by_hand(LAYERS, x), atol=1e-5)
+
+
+def test_versions_that_the_model_requires(trees):
+    warm_up("net", load("net", str(trees["onnx"]), None, {}, {"runtime": ">=1", "numpy": ">=1.23"}))
+    warm_up("net", load("net", str(trees["dlr"]), None, {}, {"runtime": "1.10", "libdlr": "1.6"}))
+    for tree, requires, words in (
+        ("onnx", {"runtime": "<1"}, "requires onnx <1, and"),
+        ("dlr", {"libdlr": "1.9"}, "has libdlr 1.6.0"),
+        ("litert", {"numpy": "==1.23.5"}, "requires numpy ==1.23.5"),
+    ):
+        with pytest.raises(StartError) as caught:
+            load("net", str(trees[tree]), None, {}, requires)
+        assert caught.value.code == "RUNTIME_VERSION_MISMATCH"
+        assert words in caught.value.message
 
 
 # -- dlr's traps ------------------------------------------------------------------------------------------------------
@@ -383,7 +454,7 @@ def test_interpreters_that_lack_something_say_what(trees, tmp_path):
 # -- in a worker ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("runtime", ["dlr", "onnx"])
+@pytest.mark.parametrize("runtime", ["dlr", "onnx", "litert"])
 def test_a_function_predicts_and_its_result_names_the_model(trees, tmp_path, runtime):
     folder = write_function(tmp_path / "code", PREDICT)
     config = function_config(folder, deployment="d-1", **model_config(trees[runtime]))
