@@ -31,7 +31,7 @@ REQUEST: Final = 1  # [REQUEST, n, topic, content type or None, fallback id, wan
 STOP: Final = 2  # [STOP]: finish what was received, then exit with 0
 CHECK: Final = 3  # [CHECK, n, resource, overrides] + a health check as JSON, see functions.health
 RECORD: Final = 4  # [RECORD, n, resource] + the inputs of golden requests as JSON
-REPLY: Final = 5  # [REPLY, n, code or None, message or None, function error] + payload: to a CALL that wants one
+REPLY: Final = 5  # [REPLY, n, code or None, message or None, function error, content type or None] + payload: to a CALL
 
 # Worker to agent.
 READY: Final = 10  # [READY, {models: [..], import_s, load_s, warm_up_s, max_batch}]: import, load and warm-up are done

@@ -21,13 +21,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from functions.errors import RequestError
+from functions.errors import CodedError, RequestError
 from functions.secrets import CURRENT, Secret, Secrets, UnknownSecretError
 
 if TYPE_CHECKING:
     from logging import LoggerAdapter
     from pathlib import Path
 
+    from functions.asking import Asker, InvokeError, ShadowError, ShadowOf
     from functions.runtimes.base import Model, TensorSpec
 
 __all__ = [
@@ -35,10 +36,12 @@ __all__ = [
     "BatchHandler",
     "Context",
     "Handler",
+    "InvokeError",
     "Model",
     "RequestError",
     "Result",
     "Secret",
+    "ShadowError",
     "TensorSpec",
     "UnknownModelError",
     "UnknownSecretError",
@@ -49,11 +52,15 @@ AS_IT_IS: Final[Any] = object()  # stands for the request's own payload, or the 
 
 
 def __getattr__(name: str) -> Any:
-    """`Model` and `TensorSpec`, which bring numpy: only for who names them at run time."""
+    """`Model` and `TensorSpec`, which bring numpy, and what few need: only for who names them at run time."""
     if name in ("Model", "TensorSpec"):
         from functions.runtimes import base
 
         return getattr(base, name)
+    if name in ("InvokeError", "ShadowError"):
+        from functions import asking
+
+        return getattr(asking, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -106,15 +113,18 @@ class Context:
         published: what `publish` was given so far.
         kept: what `capture` was given so far.
         secrets: all of the function's secrets; see `secret`.
+        n: the request's number on the worker's connection.
     """
 
     __slots__ = (
+        "_asker",
         "_state_dir",
         "content_type",
         "deployment",
         "function",
         "kept",
         "models",
+        "n",
         "published",
         "request",
         "secrets",
@@ -131,8 +141,12 @@ class Context:
         content_type: str = "application/json",
         state_dir: str = "",
         secrets: Secrets | None = None,
+        asker: Callable[[Context], Asker] | None = None,
+        n: int = 0,
     ) -> None:
         self.secrets = secrets
+        self.n = n
+        self._asker = asker
         self.function = function
         self.request = request
         self.topic = topic
@@ -184,6 +198,40 @@ class Context:
         if self.published is None:
             self.published = []
         self.published.append(Result(topic, payload, content_type))
+
+    def publish_now(self, topic: str, payload: Any, content_type: str | None = None) -> None:
+        """Publishes `payload` at once, also where the handler raises afterwards; from any thread.
+
+        Returns when the agent has taken it for all the subscriptions whose source is this function.
+
+        Raises:
+            CodedError: OVERLOADED, BAD_RESULT_TOPIC, MESSAGE_TOO_LARGE.
+        """
+        self._agent().publish(topic, payload, content_type)
+
+    def invoke(self, function: str, payload: Any = None, *, wait: bool = True) -> Any:
+        """Invokes another function of the group, by its Id or its ARN; never through a broker, from any thread.
+
+        Its answer comes back decoded. In an ``async def handler``: ``await asyncio.to_thread(context.invoke, ..)``.
+
+        Args:
+            wait: for its answer; else it is enough that there is such a function.
+
+        Raises:
+            InvokeError: it failed, took too long, is not there, or waits for this one.
+        """
+        return self._agent().invoke(function, payload, wait=wait)
+
+    def shadow(self, thing: str) -> ShadowOf:
+        """The shadow of a thing, as this core keeps it: to get, update and delete, from any thread."""
+        from functions.asking import ShadowOf
+
+        return ShadowOf(self._agent().core, thing)
+
+    def _agent(self) -> Asker:
+        if self._asker is None:
+            raise CodedError("NO_CORE", "This function does not run on a core.")
+        return self._asker(self)
 
     def capture(self, *, reason: str = "explicit", input: Any = AS_IT_IS, output: Any = AS_IT_IS) -> None:
         """Keeps this request as a sample for training once the handler has returned; nothing where it raises.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from functions import frames
 from functions.calls import Call, Calls
 from functions.config import Config
+from functions.core import Core
 from functions.errors import RequestError
 from functions.loading import Code
 from functions.memory import keep_freed
@@ -20,8 +21,11 @@ from functions.sdk import Context
 from functions.secrets import Secrets
 
 if TYPE_CHECKING:
+    from functions.asking import Asker
     from functions.runtimes.base import Model
 
+LOOK_S: Final = 0.05  # how long a thread that waits for its reply keeps the others from reading
+YIELD_S: Final = 0.001
 HOLD_S: Final = 0.002  # how long an answer may wait for those after it to leave in the same write
 
 
@@ -51,6 +55,9 @@ class Server:
         self._secrets = Secrets(config.secrets)
         self._waiting: deque[frames.Frame] = deque()
         self._view = memoryview(bytearray(frames.READ_BYTES))
+        self._core: Core | None = None
+        self._closed = False
+        self._reading = threading.Lock()  # over the socket's reading end: a thread that waits for a reply reads as well
         self._out: deque[frames.Buffer] = deque()
         self._lock = threading.Lock()  # over the socket's writing end: the pulse's thread flushes as well
         self._flushed_s = time.monotonic()
@@ -106,15 +113,59 @@ class Server:
         self.flush()
 
     def _receive(self, flags: int = 0) -> int:
+        """Reads what has come, or comes next; 0 at the end of the stream."""
+        with self._reading:
+            if self._waiting and not flags:  # another thread has read it
+                return 1
+            return self._take(self._read(flags))
+
+    def _read(self, flags: int = 0) -> list[frames.Frame] | None:
+        """What one read gives; None: the stream has ended."""
         if self._reader.missing:
             keep_freed()
-            found = self._reader.receive_large(self._sock, flags)
-            self._waiting.extend(found or ())
-            return found is not None
+            return self._reader.receive_large(self._sock, flags)
         size = self._sock.recv_into(self._view, 0, flags)
-        if size:
-            self._waiting += self._reader.feed(self._view[:size])
-        return size
+        return self._reader.feed(self._view[:size]) if size else None
+
+    def _take(self, found: list[frames.Frame] | None) -> int:
+        """Puts what was read where it is waited for."""
+        if found is None:
+            self._closed = True
+            return 0
+        if self._core is None:
+            self._waiting += found
+            return 1
+        for frame in found:
+            if frame[0][0] == frames.REPLY:
+                self._core.replied(*frame)
+            else:
+                self._waiting.append(frame)
+        return 1
+
+    # -- calls to the agent -----------------------------------------------------------------------------------------
+
+    @property
+    def core(self) -> Core:
+        """The function's way to the agent; made when it is first asked for."""
+        if self._core is None:
+            self._core = Core(self._send_now, self._await)
+        return self._core
+
+    def _await(self, done: threading.Event) -> None:
+        """Returns when the reply is there, or never will be; reads what comes, unless another thread does."""
+        while not done.is_set() and not self._closed:
+            if self._reading.acquire(blocking=False):
+                try:
+                    if not done.is_set() and select.select([self._sock], [], [], LOOK_S)[0]:
+                        self._take(self._read())
+                finally:
+                    self._reading.release()
+            done.wait(YIELD_S)  # lets the others read
+
+    def _send_now(self, frame: bytes) -> None:
+        with self._lock:
+            self._out.append(frame)
+            self._flush()
 
     def flush(self) -> None:
         """Writes all answers that are held, in one call."""
@@ -163,8 +214,15 @@ class Server:
             call.kind,
             config.state_dir,
             self._secrets,
+            self._asker,
+            call.n,
         )
         return call.context
+
+    def _asker(self, call: Context) -> Asker:
+        from functions.asking import Asker  # only where it is used
+
+        return Asker(self.core, call.n, call.content_type)
 
     def _opened(self, frame: frames.Frame) -> Call | None:
         """The request with its event decoded; None where that failed and is answered."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from functions import frames
 from functions.calls import Call
 from functions.config import Config
-from functions.errors import RequestError
+from functions.errors import CodedError, RequestError
 from functions.loading import Code
 from functions.serving import Server
 
@@ -37,6 +38,7 @@ class AsyncServer(Server):
         self._loop = asyncio.new_event_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._listening = False
+        self._thread = threading.get_ident()
         self._under_way: dict[asyncio.Task[None], Call] = {}
         self._stopping = False
         self._flush_due = False
@@ -59,6 +61,15 @@ class AsyncServer(Server):
             self._loop.add_reader(self._sock, self._on_readable)
         await self._ended
         self.flush()
+
+    def _await(self, done: threading.Event) -> None:
+        """Returns when the reply is there; the loop reads it, and must not be who waits."""
+        if threading.get_ident() == self._thread:
+            text = "On the event loop's own thread nobody would read the answer: await asyncio.to_thread(..) for it."
+            raise CodedError("BAD_CALL", text)
+        while not done.wait(1.0):
+            if self._closed:
+                return
 
     def close(self) -> None:
         """Cancels what a function has left running on the loop, and closes it."""

@@ -112,11 +112,13 @@ class Reply:
         error: it could not be done; None: it was.
         function_error: of an invocation that was done: ``Handled`` where the function said so, ``Unhandled`` where the
             agent did, empty where it succeeded.
+        content_type: of the body, where it is known.
     """
 
     body: bytes = b""
     error: AgentError | None = None
     function_error: str = ""
+    content_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

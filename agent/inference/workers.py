@@ -153,7 +153,8 @@ class WorkerProcess:
     def _reply(self, n: int, reply: Reply) -> None:
         if n and not self._closed:
             code, message = (reply.error.code, reply.error.text) if reply.error else (None, None)
-            self._wire.write(frames.pack([frames.REPLY, n, code, message, reply.function_error], reply.body))
+            header = [frames.REPLY, n, code, message, reply.function_error, reply.content_type]
+            self._wire.write(frames.pack(header, reply.body))
 
     def _on_ready(self, facts: dict[str, Any]) -> None:
         self._ready = True

@@ -97,10 +97,8 @@ class FunctionCalls:
     # -- publish ----------------------------------------------------------------------------------------------------
 
     def _publish(self, call: FunctionCall) -> None:
-        topic, content_type = _text(call, "topic"), call.arguments.get("content_type")
-        if content_type is not None and not isinstance(content_type, str):
-            raise _bad("content_type is no text")
-        properties = Properties(content_type=content_type, user=_user(call.origin))
+        topic = _text(call, "topic")
+        properties = Properties(content_type=_content_type(call), user=_user(call.origin))
         message = Inbound("local", topic, call.body, qos=1, properties=properties, received_s=self.ports.now())
         strict = call.arguments.get("policy") == ALL_OR_ERROR
         hops = self.exchange.hops_of(call.during)
@@ -117,7 +115,8 @@ class FunctionCalls:
         hops = self.exchange.hops_of(call.during)
         if hops >= MAX_HOPS:
             raise FunctionError("TOO_MANY_HOPS", f"A call went through {MAX_HOPS} functions.", "Take the round out.")
-        message = Inbound("local", f"invoke/{callee.id}", call.body, qos=1, received_s=self.ports.now())
+        properties, topic = Properties(content_type=_content_type(call)), f"invoke/{callee.id}"
+        message = Inbound("local", topic, call.body, qos=1, properties=properties, received_s=self.ports.now())
         if call.arguments.get("wait"):
             self._wait_for(call, callee, message, context, hops)
             return
@@ -149,7 +148,7 @@ class FunctionCalls:
         waiting.timer = self.ports.later(wait_s, late)
         self.exchange.call(
             callee.id, message, context, hops=hops,
-            respond=lambda content_type, payload: settle(Reply(payload)),
+            respond=lambda content_type, payload: settle(Reply(payload, content_type=content_type)),
             failed=lambda error: settle(_failed(error)),
         )  # fmt: skip
 
@@ -204,6 +203,13 @@ def _text(call: FunctionCall, name: str) -> str:
     value = call.arguments.get(name)
     if not isinstance(value, str) or not value:
         raise _bad(f"{name} must be a text, not {value!r}")
+    return value
+
+
+def _content_type(call: FunctionCall) -> str | None:
+    value = call.arguments.get("content_type")
+    if value is not None and not isinstance(value, str):
+        raise _bad("content_type is no text")
     return value
 
 

@@ -52,7 +52,7 @@ def run(
 
     server = LambdaServer(sock, reader, config, announce, end)
     pulse.before = server.flush_if_free
-    core.become_current(server.core)
+    core.become_current(server.lambda_core)
     code.prepare(config, config.code)
     os.chdir(config.code)  # where V1 code finds the files beside it
     server.listen(received)

@@ -22,7 +22,7 @@ from functions.calls import Call
 from functions.config import Config
 from functions.errors import RequestError
 from functions.greengrass.context import USUAL_TIMEOUT_S, LambdaContext
-from functions.greengrass.core import Core
+from functions.greengrass.core import LambdaCore
 from functions.loading import Code
 from functions.serving import Server
 
@@ -50,7 +50,7 @@ class LambdaServer(Server):
         end: Callable[[int], None],
     ) -> None:
         super().__init__(sock, reader, config, Code(self._not_yet, None), {})
-        self.core = Core(self._send_now, self._secrets)
+        self._core = self._lambda_core = LambdaCore(self._send_now, self._secrets)
         self._announce = announce
         self._end = end
         self._handler: Callable[..., Any] = self._not_yet
@@ -97,6 +97,11 @@ class LambdaServer(Server):
         self._announce()
 
     @property
+    def lambda_core(self) -> LambdaCore:
+        """What V1's modules use."""
+        return self._lambda_core
+
+    @property
     def announced(self) -> bool:
         """Whether READY was said."""
         return self._announced
@@ -140,8 +145,8 @@ class LambdaServer(Server):
 
     def _listen(self) -> None:
         try:
-            while size := self._sock.recv_into(self._view):
-                for frame in self._reader.feed(self._view[:size]):
+            while (found := self._read()) is not None:
+                for frame in found:
                     self._sort(frame)
         except OSError:
             pass
@@ -150,7 +155,7 @@ class LambdaServer(Server):
     def _sort(self, frame: frames.Frame) -> None:
         kind = frame[0][0]
         if kind == frames.REPLY:
-            self.core.replied(*frame)
+            self._lambda_core.replied(*frame)
             return
         with self._gate:
             if not self._importing:
@@ -181,11 +186,6 @@ class LambdaServer(Server):
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def _send_now(self, frame: bytes) -> None:
-        with self._lock:
-            self._out.append(frame)
-            self._flush()
-
     def say(self, frame: list[frames.Buffer]) -> None:
         """Writes a frame at once, from any thread; nobody is left to hear of it where that fails."""
         self._send(frame)
@@ -208,14 +208,14 @@ class LambdaServer(Server):
         return call
 
     def _run(self, call: Call, handler: Callable[..., Any] | None) -> None:
-        self.core.serving(call.n)
+        self._lambda_core.serving(call.n)
         try:
             context = LambdaContext(self._config, call.request, call.topic, call.client_context)
             self._send(self._result(call, self._handler(call.event, context)))
         except BaseException as error:  # SystemExit too: a request never ends the worker
             self._fail(call, error)
         finally:
-            self.core.serving(0)
+            self._lambda_core.serving(0)
 
     def _result(self, call: Call, result: Any) -> list[frames.Buffer]:
         """The RESULT frame: what a V1 handler returns answers whoever waits, and is published nowhere."""

@@ -8,8 +8,9 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from functions.core import CallError
 from functions.greengrass import arns
-from functions.greengrass.core import CallError, current
+from functions.greengrass.core import current
 
 RUNTIME_ONLY: Final = "is the Lambda runtime's own; on this core the worker takes work and answers it by itself"
 _local = itertools.count(1)
@@ -67,7 +68,7 @@ class IPCClient:
         if invocation_id in _answered:
             return WorkResult(_answered.pop(invocation_id), "")
         try:
-            return WorkResult(*current().result(int(invocation_id)))
+            return WorkResult(*current().result(int(invocation_id))[:2])
         except (CallError, ValueError) as error:
             raise IPCException(str(error)) from error
 
