@@ -14,7 +14,7 @@ import functools
 import logging
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ from agent import trial
 from agent.capture.policy import Capture
 from agent.deployment import overlays, secrets
 from agent.deployment.definition import Function, Probation
-from agent.deployment.owners import check_local, groups_of, withheld_from
+from agent.deployment.owners import check_local, gids_of, groups_of, withheld_from
 from agent.deployment.store import Group
 from agent.deployment.threads import in_thread
 from agent.errors import AgentError, FunctionError
-from agent.inference import launching, views, workers
+from agent.inference import confinement, launching, views, workers
+from agent.inference.disk import DiskWatch
 from agent.inference.dispatch import Dispatcher
 from agent.inference.pool import Pool, PoolLimits
 from agent.inference.requests import FunctionCall, Origin, Request, Worker
+from agent.inference.vitals import resident_kb
 from agent.instance import MARK
 from agent.messages import BINARY, JSON
 from agent.routing.exchange import FunctionTraits
@@ -63,6 +65,7 @@ class _Generation:
     number: int
     secrets: secrets.Opened = field(repr=False)
     pools: list[Pool] = field(default_factory=list)
+    disks: dict[Pool, DiskWatch] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)  # what its workers could not make of their view
 
 
@@ -113,11 +116,22 @@ class Activation:
         if group.number in self._warm:
             return
         await in_thread(overlays.prepare, self._settings.state, group)
-        pools = self._open(group, await self._open_secrets(group)).pools
+        opened = self._open(group, await self._open_secrets(group))
+        for pool in opened.pools:
+            pool.held = True  # on trial: a worker on demand stays until it is in use
+            pool.open()
+        await self._all_ready(opened.pools)
+
+    async def _all_ready(self, pools: Sequence[Pool]) -> None:
+        """Returns when all workers that should be there are.
+
+        Raises:
+            AgentError: why one of them was lost.
+        """
         while True:
             self._news.clear()
             for pool in pools:
-                if pool.last_loss is not None:
+                if pool.last_loss is not None and not pool.all_ready:
                     raise pool.last_loss
             if all(pool.all_ready for pool in pools):
                 return
@@ -131,7 +145,12 @@ class Activation:
         """
         generation = self._warm.get(group.number) or self._routed_to
         if generation is not None:
-            await trial.examine(group, generation.pools)
+            with _held(generation.pools):
+                for pool in generation.pools:
+                    if pool.on_demand:
+                        pool.wake()
+                await self._all_ready([pool for pool in generation.pools if pool.on_demand])
+                await trial.examine(group, generation.pools)
 
     async def promote(self, group: Group) -> None:
         """Routes to the group's workers, warm or not yet; those of before are kept. Returns when the brokers know."""
@@ -139,6 +158,11 @@ class Activation:
         if fresh is None:
             fresh = self._open(group, await self._prepare_if_it_can(group))
             del self._warm[group.number]
+            for pool in fresh.pools:
+                if not pool.on_demand:
+                    pool.open()
+        for pool in fresh.pools:
+            pool.held = False
         before = self._routed_to
         self._dispatcher.promote(fresh.pools)
         self.group, self._routed_to = group, fresh
@@ -213,6 +237,8 @@ class Activation:
     def _drained(self, pool: Pool) -> None:
         generation = self._draining.pop(pool, None)
         if generation is not None:
+            if watch := generation.disks.pop(pool, None):
+                watch.close()
             shutil.rmtree(self._view(pool.origin.function, generation), ignore_errors=True)
         self._tell()
 
@@ -224,6 +250,23 @@ class Activation:
         """What the group's warm workers could not make of their view of the files, for the deployment's warnings."""
         warm = self._warm.get(group.number)
         return tuple(warm.remarks) if warm else ()
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """What the workers of each function in use are and take, for whoever asks; reads a file or two for each."""
+        if self.group is None:
+            return {}
+        limits = {function.id: function for function in self.group.deployment.functions}
+        return {
+            name: {
+                "pids": pool.pids(),
+                "memory_kb": [resident_kb(pid) for pid in pool.pids()],
+                "memory_limit_kb": limits[name].memory_kb if name in limits else None,
+                "pinned": not pool.on_demand,
+                "isolation": pool.isolation,
+                "waiting": pool.waiting,
+            }
+            for name, pool in sorted(self._dispatcher.pools.items())
+        }
 
     # -- what a worker is started with ------------------------------------------------------------------------------
 
@@ -265,13 +308,12 @@ class Activation:
         opened = _Generation(group, self._generations, opened_secrets)
         opened.pools.extend(self._pool(function, opened) for function in group.deployment.functions)
         self._warm[group.number] = opened
-        for pool in opened.pools:
-            pool.open()
         return opened
 
     def _pool(self, function: Function, generation: _Generation) -> Pool:
         origin = _origin(function, generation.group)
-        limits = PoolLimits(function.processes, function.timeout_s, function.batch.max_size)
+        keep_alive_s = None if function.pinned else function.keep_alive_s
+        limits = PoolLimits(function.processes, keep_alive_s, function.timeout_s, function.batch.max_size)
 
         def start(pool: Pool) -> Worker:
             try:
@@ -287,21 +329,39 @@ class Activation:
         def spec() -> launching.Spec:
             return self._spec(function, generation, origin)
 
-        return Pool(origin, limits, start, self._clock, random.random, self._tell)
+        pool = Pool(origin, limits, start, self._clock, random.random, self._tell)
+        if function.disk_kb is not None:
+            kept = [self._home(function)]
+            models = views.models_of(function, generation.group, self._settings.state)
+            kept += [each.tree for each in models if each.writable]
+            generation.disks[pool] = DiskWatch(function.id, kept, function.disk_kb, pool.end_workers)
+        return pool
+
+    def _home(self, function: Function) -> Path:
+        """What the function keeps between its workers, and over deployments."""
+        return self._settings.state / "data" / function.id
 
     def _spec(self, function: Function, generation: _Generation, origin: Origin) -> launching.Spec:
         state, view = self._settings.state, self._view(function.id, generation)
         # What can fail comes before the view, which is laid once.
         interpreter = python_of(function, generation.group, self._settings)
-        groups = groups_of(function, generation.group.deployment)
+        deployment = generation.group.deployment
+        user = confinement.user_of(function, deployment.functions, gids_of(function, deployment))
         told_secrets = generation.secrets.of(function)
         models = views.models_of(function, generation.group, state)
-        check_local(function, generation.group.deployment, self._settings.policy.local)
-        _note_view(function.id, generation, "", withheld_from(function, generation.group.deployment))
+        check_local(function, deployment, self._settings.policy.local)
+        _note_view(function.id, generation, "", withheld_from(function, deployment))
         seen = (*models, *views.volumes_of(function, generation.group))
         views.lay(view, seen)
-        home = state / "data" / function.id
+        home = self._home(function)
         home.mkdir(parents=True, exist_ok=True)
+        for own in (home, *(each.tree for each in models if each.writable)):
+            confinement.give(own, user)
+        code = generation.group.code.get(function.id)
+        isolation = confinement.asked(
+            function, user, self._settings, home=home, seen=seen, devices=views.devices_of(function, generation.group),
+            read=(self._path, view, *([code.tree] if code else ())),
+        )  # fmt: skip
         return launching.Spec(
             origin=origin,
             interpreter=interpreter,
@@ -311,10 +371,11 @@ class Activation:
                 "secrets": told_secrets,
                 "mounts": views.mounts(state, home, seen),
                 "state_dir": str(home),
+                "isolation": isolation,
             },
             path=self._path,
             directory=home,
-            groups=groups,
+            groups=() if user else groups_of(function, deployment),
             environment={
                 **launching.base_environment(),
                 "HOME": str(home),
@@ -325,6 +386,7 @@ class Activation:
             memory_kb=function.memory_kb,
             start_s=function.start_timeout_s,
             called=self._called,
+            own_processes=function.contained,
             seen=functools.partial(_note_view, function.id, generation),
         )
 
@@ -346,10 +408,24 @@ class Activation:
             "capture": function.capture is not None,
             "concurrency": function.concurrency,
             "timeout_s": function.timeout_s,
+            "arguments": list(function.arguments),
         }
 
     def _view(self, function: str, generation: _Generation) -> Path:
         return self._settings.state / "run" / function / f"{generation.group.number}-{generation.number}"
+
+
+@contextlib.contextmanager
+def _held(pools: Sequence[Pool]) -> Iterator[None]:
+    """Keeps idle workers meanwhile."""
+    before = [pool.held for pool in pools]
+    for pool in pools:
+        pool.held = True
+    try:
+        yield
+    finally:
+        for pool, held in zip(pools, before, strict=True):
+            pool.held = held
 
 
 def _note_view(function: str, generation: _Generation, _tier: str, warnings: Sequence[str]) -> None:

@@ -120,6 +120,7 @@ class Agent:
         return Parts(
             loop=self.loop,
             state=self.state,
+            workers=self.activation.workers,
             links=self.links,
             spool=self.spool,
             outbox=self.outbox,

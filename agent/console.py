@@ -27,10 +27,14 @@ from agent.routing.exchange import Exchange
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of an agent that its commands are about; `state` gives what the state topic says now."""
+    """The parts of an agent that its commands are about.
+
+    `state` gives what the state topic says now, `workers` what the workers of each function are and take.
+    """
 
     loop: asyncio.AbstractEventLoop
     state: Callable[[], dict[str, Any]]
+    workers: Callable[[], dict[str, dict[str, Any]]]
     links: Mapping[str, Link]
     spool: Spool
     outbox: Outbox
@@ -81,6 +85,7 @@ class Console:
             "capture": self._parts.captures.told(),
             "answered_again": self._parts.exchange.answered_again,
             "quarantine": list(self._parts.deployer.quarantine),
+            "workers": self._parts.workers(),
             "pid": os.getpid(),
             "last": True,
         }

@@ -47,6 +47,7 @@ class Config(NamedTuple):
         executable: Executable as the deployment has it; None: it has none.
         arn, core, memory_kb: FunctionArn, the core's name and MemorySize, for V1 code.
         captured: whether samples may be kept of what V1 code returns.
+        arguments: what the code finds in ``sys.argv`` after its own name.
     """
 
     function: str
@@ -69,6 +70,7 @@ class Config(NamedTuple):
     core: str = ""
     memory_kb: int | None = None
     captured: bool = False
+    arguments: tuple[str, ...] = ()
 
 
 def read(frame: Mapping[str, Any]) -> Config:
@@ -100,4 +102,5 @@ def read(frame: Mapping[str, Any]) -> Config:
         core=frame.get("core") or "",
         memory_kb=frame.get("memory_kb"),
         captured=bool(frame.get("capture")),
+        arguments=tuple(frame.get("arguments") or ()),
     )

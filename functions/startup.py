@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from functions import config, frames, loading, mounts
+from functions import config, frames, isolation, loading
 from functions.errors import StartError
 from functions.pulse import Pulse
 from functions.runtimes.calling_home import stay_home
@@ -30,13 +30,14 @@ def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
     first = _first_frames(sock, reader)
     if not first:
         _end(0)
-    seen = mounts.enter(first[0][0][1].get("mounts"))  # ahead of any other thread, which would keep the old view
-    pulse = Pulse(pulse_sock)
     try:
+        entered = isolation.enter(first[0][0][1])  # ahead of any other thread, which would keep the old view
+        pulse = Pulse(pulse_sock)
         settings = config.read(first[0][0][1])
+        sys.argv = [settings.code or settings.function, *settings.arguments]
         entry = _lambda_entry(settings)
         if entry is not None:
-            _run_lambda(sock, reader, settings, entry, pulse=pulse, received=first[1:], facts=seen._asdict())
+            _run_lambda(sock, reader, settings, entry, pulse=pulse, received=first[1:], facts=entered._asdict())
         server, facts = prepared(sock, reader, settings)
     except StartError as error:
         frames.send_all(sock, frames.pack([frames.FAILED, error.code, error.message]))
@@ -46,7 +47,7 @@ def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     try:
-        frames.send_all(sock, frames.pack([frames.READY, {**facts, **seen._asdict()}]))
+        frames.send_all(sock, frames.pack([frames.READY, {**facts, **entered._asdict()}]))
         server.serve(first[1:])
         server.close()
     except (BrokenPipeError, ConnectionResetError):

@@ -11,7 +11,15 @@ import pytest
 
 from agent.activation import Activation
 from agent.demo.formats import write_onnx
-from agent.deployment.definition import AccessPolicy, Deployment, FileSource, Function, Probation, Resource
+from agent.deployment.definition import (
+    NO_CONTAINER,
+    AccessPolicy,
+    Deployment,
+    FileSource,
+    Function,
+    Probation,
+    Resource,
+)
 from agent.deployment.objects import ObjectRef
 from agent.deployment.store import Group
 from agent.errors import FunctionError
@@ -65,7 +73,8 @@ def group(number: int, function: str, tree: Path, *, model: str | None = None) -
     """A group of one function of the tests and a model with that `tree`, which is loaded where `model` is its Id."""
     policies = (AccessPolicy(model),) if model else ()
     resource = Resource("m", "m", FileSource("/m"), destination="/ml/m")
-    made = Function(function, f"function:{function}", folder=function, policies=policies)
+    # Not in a container, which would have a /tmp of its own: the tests talk to the function through files.
+    made = Function(function, f"function:{function}", folder=function, policies=policies, isolation=NO_CONTAINER)
     deployment = Deployment(f"d{number}", "NewDeployment", None, "", (resource,), (made,))
     return Group(
         number, deployment, {"m": ObjectRef("0" * 64, tree)}, {function: ObjectRef("1" * 64, FUNCTIONS / function)}

@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from agent.capture.policy import Capture, Random
+from agent.deployment.definition import RunAs
 from agent.deployment.document import (
     AccessPolicy,
     Batch,
@@ -155,6 +156,38 @@ def test_the_whole_document_is_read() -> None:
     assert all(word in said for word in ("'l1'", "IsolationMode"))
 
 
+def executed(**more: Any) -> Any:
+    """The function of a document that has `more` in its configuration, and what was warned of."""
+    marram, execution = more.pop("Marram", {}), more.pop("Execution", None)
+    environment = {"Execution": execution} if execution else {}
+    configuration = {**more, "Environment": environment}
+    function = {"Id": "f", "FunctionArn": "function:f", "FunctionConfiguration": configuration, "Marram": marram}
+    return read({"DeploymentId": "d", "Functions": [function]}).functions[0]
+
+
+def test_how_a_function_is_run_is_read() -> None:
+    found = executed(
+        Pinned=False,
+        ExecArgs="--level 3 'two words'",
+        Execution={"IsolationMode": "GreengrassContainer", "RunAs": {"Uid": 1000, "Gid": 50}},
+        Marram={"KeepAlive": 5, "Isolation": "container", "Network": True, "DiskSize": 64},
+    )
+    assert (found.pinned, found.processes, found.keep_alive_s) == (False, 25, 5.0)
+    assert found.arguments == ("--level", "3", "two words")
+    assert (found.contained, found.run_as) == (True, RunAs(1000, 50))
+    assert (found.demanded, found.network, found.disk_kb) == ("container", True, 64)
+    bare = executed(Execution={"IsolationMode": "NoContainer"})
+    assert (bare.pinned, bare.processes, bare.contained, bare.disk_kb) == (True, 1, False, None)
+    assert executed().contained
+
+
+def test_root_needs_the_policy() -> None:
+    values = changed(at(f"{F}.Environment.Execution", {"RunAs": {"Uid": 0, "Gid": 0}}))
+    error = refused(values)
+    assert (error.code, "allow_root: true" in error.message) == ("NOT_ALLOWED", True)
+    parse(json.dumps(values).encode(), core="press-7", policy=replace(POLICY, allow_root=True))
+
+
 def test_msgpack_says_the_same_as_json() -> None:
     body = msgpack.packb(FULL)
     found = parse(body, core="press-7", policy=POLICY)
@@ -251,6 +284,11 @@ BAD = [
     (at(f"{F}.Environment.ResourceAccessPolicies.1.ResourceId", "activity-model"), "is named twice"),
     (at(f"{F}.Environment.Execution", {"IsolationMode": "NoContainer"}), "NoContainer takes no Permission"),
     (at(f"{F}.Environment.Execution", {"IsolationMode": "NoContainer"}), "NoContainer needs an OwnerSetting"),
+    (at(f"{F}.Environment.Execution", {"RunAs": {}}), "names neither Uid nor Gid"),
+    (at(f"{F}.Environment.Execution", {"RunAs": {"Uid": -1}}), "Uid"),
+    (at(f"{F}.ExecArgs", "--name 'un"), "ExecArgs"),
+    (at("Functions.0.Marram.KeepAlive", 5), "KeepAlive"),
+    (at("Functions.0.Marram.Isolation", "chroot"), "Isolation"),
     (at(f"{F}.Environment.ResourceAccessPolicies.0.Permission", "rw"), "rw is more than the owner"),
     (at("Functions.0.Marram.Processes", 0), "Processes: must be a whole number from 1"),
     (at("Functions.0.Marram.Batch", {"MaxSise": 1}), '(did you mean "MaxSize"?)'),
@@ -289,10 +327,7 @@ def test_all_problems_are_said_at_once() -> None:
     assert error.message.startswith("6 problems: ")
 
 
-UNSUPPORTED = [
-    (at(f"{F}.Environment.Execution", {"IsolationMode": "GreengrassContainer"}), "IsolationMode"),
-    (at(f"{F}.Environment.Execution", {"RunAs": {"Uid": 0, "Gid": 0}}), "RunAs"),
-]
+UNSUPPORTED = []
 
 
 @pytest.mark.parametrize(("change", "words"), UNSUPPORTED, ids=[words for _, words in UNSUPPORTED])

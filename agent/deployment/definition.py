@@ -20,6 +20,8 @@ TYPES: Final = (NEW, REDEPLOYMENT, RESET, FORCE_RESET)
 ENDPOINT_ARN: Final = "marram:model"
 DEVICE: Final = "device"
 VOLUME: Final = "volume"
+CONTAINER: Final = "GreengrassContainer"
+NO_CONTAINER: Final = "NoContainer"
 CURRENT: Final = "AWSCURRENT"  # the staging label of a secret's version in use
 
 
@@ -177,6 +179,14 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class RunAs:
+    """The user and the group that workers run as, by number; None leaves one open."""
+
+    uid: int | None = None
+    gid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Function:
     """A function of the group.
 
@@ -190,7 +200,14 @@ class Function:
         policies: its models in the document's order; the first is the one that results name.
         local: its devices and volumes.
         secrets: the resource Ids of its secrets.
-        isolation: ``NoContainer``, or None where the document leaves it open.
+        pinned: it always has workers, `processes` of them; else on demand: from a request on until there was none for
+            `keep_alive_s`, and at most so many.
+        isolation: ``NoContainer``, ``GreengrassContainer``, or None where the document leaves it open.
+        run_as: the user and group of its workers; None: see docs/isolation.md.
+        demanded: the weakest tier of isolation that it may be run in, see functions.isolation; None: any.
+        network: whether it has the core's network in a container.
+        disk_kb: what it may keep on the disk, KiB; None: unlimited.
+        arguments: ExecArgs: what its code finds in ``sys.argv`` after its own name.
         interpreter: the name of one of the policy's interpreters; None: that of its runtime, or the agent's own.
         runtime: the runtime that it needs; None: its models'.
         meta: whether results that are JSON objects carry ``meta``.
@@ -205,12 +222,14 @@ class Function:
     encoding: str = "json"
     timeout_s: float = 3.0
     memory_kb: int | None = None
-    pinned: bool = False
+    pinned: bool = True
     variables: Mapping[str, str] = field(default_factory=dict)
     policies: tuple[AccessPolicy, ...] = ()
     isolation: str | None = None
+    run_as: RunAs | None = None
     interpreter: str | None = None
     processes: int = 1
+    keep_alive_s: float = 300.0
     batch: Batch = Batch()
     capture: Capture | None = None
     meta: bool = True
@@ -222,6 +241,15 @@ class Function:
     start_timeout_s: float = 120.0
     runtime: str | None = None
     concurrency: int | None = None
+    demanded: str | None = None
+    network: bool = False
+    disk_kb: int | None = None
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def contained(self) -> bool:
+        """Whether it is to be isolated as far as the core allows."""
+        return self.isolation != NO_CONTAINER
 
 
 @dataclass(frozen=True, slots=True)

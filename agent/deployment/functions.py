@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
 from agent.deployment.captures import read_capture
 from agent.deployment.definition import (
+    CONTAINER,
     ENDPOINT_ARN,
+    NO_CONTAINER,
     AccessPolicy,
     Batch,
     Function,
@@ -17,13 +20,13 @@ from agent.deployment.definition import (
     Resource,
     SecretResource,
 )
+from agent.deployment.execution import Execution, read_confinement, read_execution, read_lifecycle
 from agent.deployment.fields import FORBIDDEN, UNSUPPORTED, Fields, nearest, shown
 from agent.deployment.model_runtimes import runtime_name
 from agent.deployment.resources import ID, ID_WORDS, AnyResource, read_code
 
 MAX_FUNCTIONS: Final = 200  # V1: functions a group
 MAX_POLICIES: Final = 20  # V1: resources a function
-MAX_PROCESSES: Final = 64
 MAX_TIMEOUT_S: Final = 86_400.0
 MAX_BATCH: Final = 4096
 START_TIMEOUT_S: Final = 120.0  # TensorFlow on a Raspberry Pi takes most of a minute
@@ -41,14 +44,14 @@ RESERVED_VARIABLE: Final = re.compile(r"AWS_GG_.*|MARRAM_.*|LD_PRELOAD|LD_AUDIT|
 def read_functions(document: Fields, resources: Known, interpreters: Mapping[str, str] | None) -> tuple[Function, ...]:
     """All functions of the document whose Ids could be read; `interpreters` None allows any."""
     functions: dict[str, Function] = {}
-    isolation = _default_isolation(document)
+    default = _default_execution(document)
     for value, where in document.items("Functions", MAX_FUNCTIONS):
         arn = value.get("FunctionArn") if isinstance(value, dict) else None
         if isinstance(arn, str) and SYSTEM_ARN.fullmatch(arn):
             document.problems.warn(where, f"is left out: {arn} was a part of V1's core")
             continue
         fields = Fields(value, where, document.problems)
-        function = _function(fields, resources, interpreters, isolation)
+        function = _function(fields, resources, interpreters, default)
         if function is None:
             continue
         if function.id in functions:
@@ -56,37 +59,37 @@ def read_functions(document: Fields, resources: Known, interpreters: Mapping[str
         functions.setdefault(function.id, function)
     if any(f.isolation is None for f in functions.values()):
         document.problems.warn(
-            "Functions", "where IsolationMode is absent, workers run as the agent's user, without a container"
+            "Functions",
+            "where IsolationMode is absent, a function is contained as far as this core allows, without network",
         )
     return tuple(functions.values())
 
 
-def _default_isolation(document: Fields) -> str | None:
-    """The IsolationMode of a V1 function definition's DefaultConfig."""
+def _default_execution(document: Fields) -> Execution:
+    """The Execution of a V1 function definition's DefaultConfig."""
     fields = document.fields("DefaultConfig")
     if fields is None:
-        return None
-    isolation = _execution(fields)
+        return Execution()
+    execution = read_execution(fields, Execution())
     fields.done()
-    return isolation
+    return execution
 
 
 def _function(
-    fields: Fields,
-    resources: Known,
-    interpreters: Mapping[str, str] | None,
-    default_isolation: str | None,
+    fields: Fields, resources: Known, interpreters: Mapping[str, str] | None, default: Execution
 ) -> Function | None:
     id = fields.text("Id", required=True, pattern=ID, what=ID_WORDS)
     arn = fields.text("FunctionArn", required=True)
     folder = _folder(fields, arn) if arn else None
-    values: dict[str, object] = {"isolation": default_isolation}
+    values: dict[str, Any] = {**default._asdict(), "pinned": True}
     configuration = fields.fields("FunctionConfiguration")
     if configuration is not None:
-        values.update(_configuration(configuration, resources, default_isolation))
-    extra = fields.fields("Marram")
-    if extra is not None:
-        values.update(_extra(extra, interpreters))
+        values.update(_configuration(configuration, resources, default))
+    extra = fields.fields("Marram") or Fields({}, fields.path("Marram"), fields.problems)
+    values.update(_extra(extra, interpreters))
+    values.update(read_lifecycle(extra, pinned=values["pinned"]))
+    values.update(read_confinement(extra, values["isolation"]))
+    extra.done()
     fields.done()
     if id is None or arn is None:
         return None
@@ -94,7 +97,7 @@ def _function(
         fields.bad("Marram.Code", f"{ENDPOINT_ARN} has no code of its own")
     if values.get("code"):
         folder = None
-    function = Function(id, arn, folder, endpoint=arn == ENDPOINT_ARN, **values)  # type: ignore[arg-type]
+    function = Function(id, arn, folder, endpoint=arn == ENDPOINT_ARN, **values)
     if function.endpoint and len(function.policies) != 1:
         fields.bad(
             "FunctionConfiguration.Environment.ResourceAccessPolicies",
@@ -116,22 +119,32 @@ def _folder(fields: Fields, arn: str) -> str | None:
     return None
 
 
-def _configuration(fields: Fields, resources: Known, default_isolation: str | None) -> dict[str, object]:
+def _configuration(fields: Fields, resources: Known, default: Execution) -> dict[str, object]:
     values: dict[str, object] = {
         "encoding": fields.choice("EncodingType", ("json", "binary"), "json"),
         "timeout_s": fields.number("Timeout", 3.0, 0.001, MAX_TIMEOUT_S),
         "memory_kb": fields.integer("MemorySize", None, 1, 2**40),
-        "pinned": fields.flag("Pinned", False),
+        "pinned": fields.flag("Pinned", True),
         "handler": _handler(fields),
+        "arguments": _arguments(fields),
     }
-    if fields.take("ExecArgs") is not None:
-        fields.problems.warn(fields.path("ExecArgs"), "is not used by this core")
     _runtime(fields)
     environment = fields.fields("Environment")
     if environment is not None:
-        values.update(_environment(environment, resources, default_isolation))
+        values.update(_environment(environment, resources, default))
     fields.done()
     return values
+
+
+def _arguments(fields: Fields) -> tuple[str, ...]:
+    text = fields.text("ExecArgs")
+    if text is None:
+        return ()
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        fields.bad("ExecArgs", f"cannot be taken apart into arguments: {error}")
+        return ()
 
 
 def _handler(fields: Fields) -> str | None:
@@ -153,34 +166,20 @@ def _runtime(fields: Fields) -> None:
         fields.bad("FunctionRuntimeOverride", f"{shown(runtime)}: functions are Python here", UNSUPPORTED)
 
 
-def _environment(fields: Fields, resources: Known, default_isolation: str | None) -> dict[str, object]:
+def _environment(fields: Fields, resources: Known, default: Execution) -> dict[str, object]:
     if fields.flag("AccessSysfs", False):
-        fields.problems.warn(fields.path("AccessSysfs"), "is not used: workers see /sys as the agent's user does")
-    isolation = _execution(fields) or default_isolation
-    values: dict[str, Any] = {
-        "isolation": isolation,
-        "variables": _variables(fields),
-    }
-    found = _policies(fields, resources, isolation)
+        fields.problems.warn(
+            fields.path("AccessSysfs"), "is not used: a function sees /sys, and cannot write there in a container"
+        )
+    execution = read_execution(fields, default)
+    values: dict[str, Any] = {**execution._asdict(), "variables": _variables(fields)}
+    found = _policies(fields, resources, execution.isolation)
     values["local"] = tuple(each for each in found if isinstance(resources.get(each.resource), LocalResource))
     secrets = [each for each in found if isinstance(resources.get(each.resource), SecretResource)]
     values["secrets"] = tuple(each.resource for each in secrets)
     values["policies"] = tuple(each for each in found if each not in values["local"] and each not in secrets)
     fields.done()
     return values
-
-
-def _execution(environment: Fields) -> str | None:
-    fields = environment.fields("Execution")
-    if fields is None:
-        return None
-    isolation = fields.choice("IsolationMode", ("GreengrassContainer", "NoContainer"))
-    if isolation == "GreengrassContainer":
-        fields.bad("IsolationMode", "GreengrassContainer is not supported yet; use NoContainer", UNSUPPORTED)
-    if fields.take("RunAs") is not None:
-        fields.bad("RunAs", "is not supported yet; without it workers run as the agent's user", UNSUPPORTED)
-    fields.done()
-    return isolation
 
 
 def _variables(environment: Fields) -> dict[str, str]:
@@ -244,11 +243,13 @@ def _policy(fields: Fields, resources: Known, isolation: str | None) -> AccessPo
         fields.bad("Permission", f"rw: a secret ({id}) can only be read; leave it out, or say ro")
     if not isinstance(resource, Resource):
         return AccessPolicy(id, permission)
-    if isolation == "NoContainer":
+    if isolation == NO_CONTAINER:
         if resource.owner is None:
             fields.bad("ResourceId", f"NoContainer needs an OwnerSetting on the resource {id}")
         if permission is not None:
             fields.bad("Permission", "NoContainer takes no Permission: it is the owner's; leave it out")
+    if isolation == CONTAINER and permission is None:
+        fields.bad("Permission", f"{CONTAINER} needs a Permission: ro or rw")
     if permission == "rw" and resource.owner is not None and resource.owner.permission == "ro":
         fields.bad("Permission", f"rw is more than the owner of {id} has (ro)")
     return AccessPolicy(id, permission)
@@ -268,7 +269,6 @@ def _extra(fields: Fields, interpreters: Mapping[str, str] | None) -> dict[str, 
     values: dict[str, object] = {
         "interpreter": _interpreter(fields, interpreters),
         "runtime": runtime_name(fields),
-        "processes": fields.integer("Processes", 1, 1, MAX_PROCESSES),
         "batch": _batch(fields),
         "concurrency": fields.integer("Concurrency", None, 1, MAX_BATCH),
         "capture": read_capture(fields),
@@ -276,7 +276,6 @@ def _extra(fields: Fields, interpreters: Mapping[str, str] | None) -> dict[str, 
         "start_timeout_s": fields.number("StartTimeout", START_TIMEOUT_S, 0.1, MAX_START_TIMEOUT_S),
     }
     values["code"], values["code_digest"] = read_code(fields)
-    fields.done()
     return values
 
 

@@ -36,8 +36,16 @@ def groups_of(function: Function, deployment: Deployment) -> tuple[int, ...]:
     Raises:
         AgentError: GROUP_UNKNOWN.
     """
-    wanted = {gid for _, gid in _owners(function, deployment)}
-    return tuple(sorted(wanted - _held())) if os.geteuid() == 0 else ()
+    return tuple(sorted(set(gids_of(function, deployment)) - _held())) if os.geteuid() == 0 else ()
+
+
+def gids_of(function: Function, deployment: Deployment) -> tuple[int, ...]:
+    """The GIDs of the groups that own the function's resources.
+
+    Raises:
+        AgentError: GROUP_UNKNOWN.
+    """
+    return tuple(sorted({gid for _, gid in _owners(function, deployment)}))
 
 
 def withheld_from(function: Function, deployment: Deployment) -> list[str]:

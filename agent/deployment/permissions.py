@@ -23,6 +23,7 @@ def check_permitted(deployment: Deployment, policy: Policy, signed_by: str | Non
     _check_local(deployment.local, policy, problems)
     _check_secrets(deployment.secrets, policy, problems)
     _check_code(deployment.functions, policy, signed_by, problems)
+    _check_users(deployment.functions, policy, problems)
     _check_quotas(deployment, policy.quotas, problems)
 
 
@@ -95,6 +96,13 @@ def is_below(path: str, root: str) -> bool:
 
 def _widened(name: str) -> str:
     return name.rpartition("/")[0] + "/*"
+
+
+def _check_users(functions: tuple[Function, ...], policy: Policy, problems: Problems) -> None:
+    for function in functions:
+        if function.run_as is not None and 0 in (function.run_as.uid, function.run_as.gid) and not policy.allow_root:
+            text = "is to run as root, which is not allowed here; add to policy in topics.yaml: allow_root: true"
+            problems.note(FORBIDDEN, f"the function {function.id}", text)
 
 
 def _check_quotas(deployment: Deployment, quotas: Quotas, problems: Problems) -> None:

@@ -52,9 +52,9 @@ class Dispatcher:
             else:
                 pool.drain(self.submit, partial(drained, pool))
 
-    def states(self) -> list[tuple[str, str]]:
-        """(function, state) of each function in use, sorted."""
-        return sorted((name, pool.state) for name, pool in self.pools.items())
+    def states(self) -> list[tuple[str, str, str | None]]:
+        """(function, state, tier of isolation) of each function in use, sorted."""
+        return [(name, pool.state, pool.isolation) for name, pool in sorted(self.pools.items())]
 
 
 def _not_deployed(function: str) -> FunctionError:

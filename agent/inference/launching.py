@@ -5,6 +5,7 @@ Blocks for the start of a process, a millisecond.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import functions
+from agent.inference.process_namespaces import process_namespace
 from agent.inference.requests import FunctionCall, Origin
 
 BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from functions.worker import main; main()"
@@ -38,8 +40,9 @@ class Spec:
         start_s: how long it may take until it is ready, seconds.
         groups: GIDs that it has beside the agent's own.
         called: takes what the function asks of the agent; returns at once.
-        seen: called before it counts as ready with how far its view of the files is its own (the tier) and what could
-            not be done of it.
+        own_processes: whether it is the first process of a namespace, where only its own are seen and all end with it;
+            left out where this machine does not allow it.
+        seen: called before it counts as ready with the tier of its isolation and what could not be done of it.
     """
 
     origin: Origin
@@ -52,6 +55,7 @@ class Spec:
     start_s: float = 120.0
     groups: Collection[int] = ()
     called: Callable[[FunctionCall], None] | None = None
+    own_processes: bool = False
     seen: Callable[[str, Sequence[str]], None] = lambda tier, warnings: None
 
 
@@ -80,17 +84,18 @@ def launch(spec: Spec, sock: socket.socket, pulse: socket.socket) -> subprocess.
         OSError: the interpreter cannot be started.
     """
     environment = {**spec.environment, "MARRAM_FD": str(sock.fileno()), "MARRAM_PULSE_FD": str(pulse.fileno())}
-    return subprocess.Popen(
-        [spec.interpreter, "-IBu", "-c", BOOT, str(spec.path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        cwd=spec.directory,
-        pass_fds=(sock.fileno(), pulse.fileno()),
-        start_new_session=True,
-        extra_groups=[*os.getgroups(), *spec.groups] if spec.groups else None,
-    )
+    with process_namespace() if spec.own_processes else contextlib.nullcontext():
+        return subprocess.Popen(
+            [spec.interpreter, "-IBu", "-c", BOOT, str(spec.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=spec.directory,
+            pass_fds=(sock.fileno(), pulse.fileno()),
+            start_new_session=True,
+            extra_groups=[*os.getgroups(), *spec.groups] if spec.groups else None,
+        )
 
 
 def open_pidfd(pid: int) -> int:

@@ -15,6 +15,7 @@ from typing import Final
 
 from agent.errors import AgentError, FunctionError
 from agent.inference.deadlines import Deadlines
+from agent.inference.demand import Demand
 from agent.inference.queueing import WorkQueue
 from agent.inference.requests import Answer, Clock, Failure, Observer, Origin, Request, Worker
 from agent.inference.slots import GRACE_S, Slot, free
@@ -25,9 +26,14 @@ FAILED_STARTS: Final = 3  # after so many in a row the function counts as failed
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """What a function may take: `timeout_s` for one request in a handler, `processes` workers."""
+    """What a function may take: `timeout_s` for one request in a handler, `processes` workers.
+
+    Attributes:
+        keep_alive_s: on demand: how long a worker stays that has nothing to do; None: all workers are always there.
+    """
 
     processes: int = 1
+    keep_alive_s: float | None = None
     timeout_s: float = 3.0
     max_batch: int = 1
     backoff_s: tuple[float, float] = (0.1, 30.0)  # first and longest wait before a replacement after repeated losses
@@ -43,6 +49,10 @@ class Pool:
         clock: time and timers.
         jitter: a number in [0, 1) for the back-off.
         changed: called whenever `state` may have changed.
+
+    Attributes:
+        held: no worker is ended for having nothing to do.
+        isolation: the tier that its workers are in, once one is ready.
     """
 
     def __init__(
@@ -58,16 +68,21 @@ class Pool:
         self.limits = limits
         self.last_loss: AgentError | None = None
         self.observer: Observer | None = None
+        self.held = False
+        self.isolation: str | None = None
         self._start = start
         self._clock = clock
         self._jitter = jitter
         self._changed = changed
-        self._slots: dict[Worker, Slot] = {}
-        self._queue = WorkQueue()
-        self._deadlines = Deadlines(self._slots.values(), limits.timeout_s, clock, self._late)
+        self.slots: dict[Worker, Slot] = {}
+        self.queue = WorkQueue()
+        self._deadlines = Deadlines(self.slots.values(), limits.timeout_s, clock, self._late)
         self._numbers = 0
         self._failed_starts = 0
         self._losses = 0
+        self._proven = False
+        self._replacing = False
+        self._demand = Demand(self, clock, limits.keep_alive_s) if limits.keep_alive_s is not None else None
         self._heir: Callable[[Request], None] | None = None
         self._drained: Callable[[], None] | None = None
 
@@ -75,67 +90,89 @@ class Pool:
 
     @property
     def state(self) -> str:
-        """``ready`` (some worker is), ``failed`` (none, after several starts) or ``starting``."""
+        """``ready`` (some worker is, or will be at need), ``failed`` (none, after several starts) or ``starting``."""
         if self.serves:
             return "ready"
-        return "failed" if self._failed_starts >= FAILED_STARTS else "starting"
+        if self._failed_starts >= FAILED_STARTS:
+            return "failed"
+        return "ready" if self._demand is not None and (self._proven or not self.slots) else "starting"
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether it has workers only while there is work."""
+        return self._demand is not None
+
+    @property
+    def idle_workers_stay(self) -> bool:
+        """Whether no worker is ended for having nothing to do: while the pool is held, or watched."""
+        return self.held or self.observer is not None
 
     @property
     def serves(self) -> bool:
         """Whether some worker is ready."""
-        for slot in self._slots.values():  # noqa: SIM110 -- asked for each request, for which `any` makes a generator
+        for slot in self.slots.values():  # noqa: SIM110 -- asked for each request, for which `any` makes a generator
             if slot.ready and not slot.condemned:
                 return True
         return False
 
     @property
     def all_ready(self) -> bool:
-        return len(self._slots) >= self.limits.processes and all(s.serves for s in self._slots.values())
+        """Whether all workers that it should have now take requests; on demand, one is enough."""
+        wanted = self.limits.processes if self._demand is None else 1
+        return sum(s.serves for s in self.slots.values()) >= wanted
 
     @property
     def waiting(self) -> int:
         """Requests in flight and in the queue."""
-        return len(self._queue) + sum(len(s.in_flight) for s in self._slots.values())
+        return len(self.queue) + sum(len(s.in_flight) for s in self.slots.values())
 
     def open(self) -> None:
-        """Starts the workers."""
-        for _ in range(self.limits.processes):
-            self._add()
+        """Starts the workers; on demand, the first."""
+        for _ in range(self.limits.processes if self._demand is None else 1):
+            self.add()
+
+    def wake(self) -> None:
+        """Sees to it that there is a worker, or will be."""
+        if not self._replacing and all(slot.stopping for slot in self.slots.values()):
+            self.add()
 
     def ready_workers(self) -> list[Worker]:
         """The workers that take requests now."""
-        return [slot.worker for slot in self._slots.values() if slot.serves]
+        return [slot.worker for slot in self.slots.values() if slot.serves]
 
     def pids(self) -> list[int]:
         """Process ids of the workers, for the status."""
-        return [worker.pid for worker in self._slots]
+        return [worker.pid for worker in self.slots]
 
     def sent(self, worker: Worker, n: int) -> Request | None:
         """The request that the worker was sent under that number, until it is settled."""
-        slot = self._slots.get(worker)
+        slot = self.slots.get(worker)
         return slot.in_flight.get(n) if slot else None
 
     def has_room(self, size: int) -> bool:
         """Whether a request of so many bytes would be run or queued now."""
-        return self.state != "failed" and (free(self._slots.values()) is not None or self._queue.has_room(size))
+        return self.state != "failed" and (free(self.slots.values()) is not None or self.queue.has_room(size))
 
-    def _add(self) -> None:
+    def add(self) -> None:
+        """Starts one more worker."""
         worker = self._start(self)
-        self._slots[worker] = Slot(worker)
+        self.slots[worker] = Slot(worker)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
         """Sends the request to a worker, or queues it, or settles it at once where neither can be."""
-        slot = free(self._slots.values())
-        if slot is not None and not self._queue.requests:
+        slot = free(self.slots.values())
+        if slot is not None and not self.queue.requests:
             self._send(slot, request)
         elif self._failed_starts >= FAILED_STARTS and self.state == "failed":
             self._fail(request, self._why_failed())
-        elif not self._queue.put(request):
+        elif not self.queue.put(request):
             self._fail(request, self._overloaded())
         elif slot is not None:
             self._pump()
+        elif self._demand is not None:
+            self._demand.waits(request)
 
     def _send(self, slot: Slot, request: Request) -> None:
         now = self._clock.now()
@@ -153,11 +190,11 @@ class Pool:
         self._deadlines.watch()
 
     def _pump(self) -> None:
-        while self._queue.requests:
-            slot = free(self._slots.values())
+        while self.queue.requests:
+            slot = free(self.slots.values())
             if slot is None:
                 return
-            self._send(slot, self._queue.get())
+            self._send(slot, self.queue.get())
 
     def _fail(
         self, request: Request, error: AgentError, request_id: str | None = None, reply_to: str | None = None
@@ -173,25 +210,28 @@ class Pool:
     def _overloaded(self) -> AgentError:
         return FunctionError(
             "OVERLOADED",
-            f"Function {self.origin.function} already has {len(self._queue)} requests waiting.",
+            f"Function {self.origin.function} already has {len(self.queue)} requests waiting.",
             "Send fewer, or give it more Processes.",
         )
 
     # -- what workers report ----------------------------------------------------------------------------------------
 
     def on_ready(self, worker: Worker, max_batch: int, *, settles_late: bool = False) -> None:
-        slot = self._slots.get(worker)
+        slot = self.slots.get(worker)
         if slot is None:
             return
-        slot.ready = True
+        slot.ready = self._proven = True
         slot.max_batch = max_batch
         slot.grace_s = GRACE_S if settles_late else 0.0
+        slot.busy_since_s = self._clock.now()
         self._failed_starts = 0
         self._pump()
+        if self._demand is not None:
+            self._demand.watch()
         self._changed()
 
     def on_result(self, worker: Worker, n: int, outcome: Answer | Failure) -> None:
-        slot = self._slots.get(worker)
+        slot = self.slots.get(worker)
         request = slot.in_flight.pop(n, None) if slot else None
         if slot is None or request is None:
             return
@@ -202,25 +242,27 @@ class Pool:
         if self.observer is not None:
             self.observer.settled(outcome.error if type(outcome) is Failure else None, now - request.sent_s)
         request.settle(request, outcome)
-        if self._queue.requests:
+        if self.queue.requests:
             self._pump()
         self._end_if_drained()
 
     def on_lost(self, worker: Worker, reason: AgentError) -> None:
         """The process is gone. Its requests go elsewhere or are answered; a replacement starts in the background."""
-        slot = self._slots.pop(worker, None)
+        slot = self.slots.pop(worker, None)
         if slot is None:
             return
-        self.last_loss = reason
-        if not slot.ready and not slot.stopping:
-            self._failed_starts += 1
-        if self.observer is not None and not slot.stopping:
-            self.observer.lost(self.origin.function, reason)
+        if not slot.stopping:
+            self.last_loss = reason
+            self._failed_starts += not slot.ready
+            if self.observer is not None:
+                self.observer.lost(self.origin.function, reason)
         self._resend(slot, reason)
-        if self._heir is None:
+        if self._heir is None and (self._demand is None or not slot.stopping):
             self._replace()
+        elif self._heir is None and self.queue.requests:
+            self.wake()
         if self.state == "failed":
-            for request in self._queue.emptied():
+            for request in self.queue.emptied():
                 self._fail(request, self._why_failed())
         self._pump()
         self._changed()
@@ -236,7 +278,7 @@ class Pool:
             else:
                 again.append(request)
         if self._heir is None:
-            self._queue.put_back(again)
+            self.queue.put_back(again)
         else:
             for request in again:
                 self._heir(request)
@@ -245,11 +287,13 @@ class Pool:
         self._losses += 1
         first, longest = self.limits.backoff_s
         delay = 0.0 if self._losses == 1 else min(longest, first * 2 ** (self._losses - 2)) * (0.5 + self._jitter() / 2)
+        self._replacing = True
         self._clock.later(delay, self._respawn)
 
     def _respawn(self) -> None:
-        if self._heir is None:
-            self._add()
+        self._replacing = False
+        if self._heir is None and (self._demand is None or self._demand.needs_another(self._failed_starts)):
+            self.add()
 
     def _late(self) -> FunctionError:
         return FunctionError(
@@ -262,7 +306,7 @@ class Pool:
 
     def hand_over(self, heir: Callable[[Request], None]) -> None:
         """Gives away what no worker has been sent; the workers go on with what they have, and stay."""
-        for request in self._queue.emptied():
+        for request in self.queue.emptied():
             heir(request)
 
     def drain(self, heir: Callable[[Request], None], drained: Callable[[], None]) -> None:
@@ -274,7 +318,7 @@ class Pool:
         """
         self._heir, self._drained = heir, drained
         self.hand_over(heir)
-        for slot in list(self._slots.values()):
+        for slot in list(self.slots.values()):
             slot.stopping = True
             slot.worker.stop()
         self._end_if_drained()
@@ -284,11 +328,16 @@ class Pool:
         if self._heir is None:
             self._heir = lambda request: self._fail(request, reason)
         self.hand_over(self._heir)
-        for slot in list(self._slots.values()):
+        for slot in list(self.slots.values()):
             slot.stopping = True
             slot.worker.kill(reason)
 
+    def end_workers(self, reason: FunctionError) -> None:
+        """Ends all workers now; others take their places."""
+        for slot in list(self.slots.values()):
+            slot.worker.kill(reason)
+
     def _end_if_drained(self) -> None:
-        if self._drained is not None and not self._slots:
+        if self._drained is not None and not self.slots:
             drained, self._drained = self._drained, None
             drained()

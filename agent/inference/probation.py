@@ -19,8 +19,9 @@ CRASHES: Final = 3  # of one function's workers
 CRASHES_WITHIN_S: Final = 60.0
 KEPT: Final = 1000  # latencies, the latest
 AT_FAULT: Final = frozenset({
-    "BAD_INPUT", "BAD_RESULT_TOPIC", "BATCH_RESULT_MISMATCH", "FUNCTION_FAILED", "FUNCTION_RAISED", "FUNCTION_TIMEOUT",
-    "MODEL_FAILED", "OUT_OF_MEMORY", "RESULT_NOT_ENCODABLE", "WORKER_CRASHED", "WORKER_HUNG",
+    "BAD_INPUT", "BAD_RESULT_TOPIC", "BATCH_RESULT_MISMATCH", "DISK_SIZE_EXCEEDED", "FUNCTION_FAILED",
+    "FUNCTION_RAISED", "FUNCTION_TIMEOUT", "MODEL_FAILED", "OUT_OF_MEMORY", "RESULT_NOT_ENCODABLE", "WORKER_CRASHED",
+    "WORKER_HUNG",
 })  # fmt: skip
 # A request that takes too long costs its worker, too; it counts as a failed request, not as a crash.
 NO_CRASH: Final = frozenset({"FUNCTION_TIMEOUT"})

@@ -18,7 +18,7 @@ class Slot:
     """A worker and what it has been sent, oldest first.
 
     Attributes:
-        ready: it has said so.
+        ready: it has said so, and takes requests.
         stopping: it was told to end.
         condemned: it is late, and gets nothing any more.
         late: what it was late with.
@@ -48,6 +48,11 @@ class Slot:
         """How many requests it may have in flight: two batches, or what keeps it busy for `SENT_AHEAD_S`."""
         ahead = min(int(SENT_AHEAD_S / max(self.service_s, 1e-6)), MAX_SENT_AHEAD)
         return max(ahead, 2 * self.max_batch if self.max_batch > 1 else 1)
+
+    def retire(self) -> None:
+        """Has it finish what it was sent, and end; it gets nothing any more."""
+        self.stopping, self.ready = True, False
+        self.worker.stop()
 
     def condemn(self) -> None:
         """Gives it up: the batch that it is at is late."""

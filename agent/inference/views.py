@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.deployment import overlays
-from agent.deployment.definition import VOLUME, Function
+from agent.deployment.definition import DEVICE, VOLUME, Function
 from agent.deployment.store import Group
 
 
@@ -55,6 +55,12 @@ def volumes_of(function: Function, group: Group) -> tuple[Seen, ...]:
         for policy, volume in found
         if volume.kind == VOLUME
     )
+
+
+def devices_of(function: Function, group: Group) -> tuple[str, ...]:
+    """The paths of the function's devices."""
+    found = [group.deployment.local_resource(policy.resource) for policy in function.local]
+    return tuple(device.source for device in found if device.kind == DEVICE)
 
 
 def lay(view: Path, seen: Iterable[Seen]) -> None:

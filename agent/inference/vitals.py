@@ -102,8 +102,21 @@ class MemoryWatch:
 
 
 def resident_kb(pid: int) -> int:
-    """The resident memory of a process, KiB; 0 where it is gone."""
+    """The resident memory of a process and all that it has started, KiB; 0 where it is gone.
+
+    What they share counts for each of them.
+    """
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_KB
+        own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_KB
+        return own + sum(map(resident_kb, children(pid)))
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process, any thread of it, has started and that still run."""
+    found: list[int] = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+            found += map(int, file.read().split())
+    return found

@@ -158,9 +158,16 @@ class WorkerProcess:
 
     def _on_ready(self, facts: dict[str, Any]) -> None:
         self._ready = True
-        name, tier = self.spec.origin.function, facts.get("tier", "none")
-        log.info("function %s: worker %d is ready (own view of the files: %s)", name, self.pid, tier)
-        self.spec.seen(tier, facts.get("warnings", ()))
+        name, view = self.spec.origin.function, facts.get("tier", "none")
+        self._pool.isolation = isolation = str(facts.get("isolation", "process"))
+        log.info(
+            "function %s: worker %d is ready (isolation: %s; own view of the files: %s)",
+            name,
+            self.pid,
+            isolation,
+            view,
+        )
+        self.spec.seen(isolation, facts.get("warnings", ()))
         self._pool.on_ready(self, int(facts["max_batch"]), settles_late=bool(facts.get("settles_late")))
 
     def _answer(self, header: list[Any], body: bytes) -> Answer:

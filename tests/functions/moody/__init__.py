@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-import signal
 import sys
 import time
 from typing import Any
@@ -21,9 +21,9 @@ def handler(event: dict[str, Any], context: Context) -> Any:
         sys.stderr.write("I am off\n")
         os._exit(7)
     if mood == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if mood == "hang":  # stopped: not even its pulse answers
-        os.kill(os.getpid(), signal.SIGSTOP)
+        ctypes.string_at(0)
+    if mood == "hang":  # in native code that keeps the interpreter: not even its pulse answers
+        ctypes.PyDLL(None).pause()
     if mood == "loop":
         while True:
             time.sleep(0.01)

@@ -1,0 +1,194 @@
+"""Attacks by a function: each is stopped at the tier that promises so, and the others are unharmed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agent_kit import Core, function, subscription
+from tests.conftest import Site
+from tests.mqtt_kit import PlainClient, wait_until
+from tests.test_main_job import ask
+
+SECRET = "the-victims-own-secret"
+AS_ROOT = os.geteuid() == 0
+IDS = range(61184, 65520)
+
+
+def burglar(id: str = "burglar", *, execution: Any = None, marram: Any = None, **config: Any) -> dict[str, Any]:
+    made = function(id, arn="function:burglar", marram=marram, **config)
+    if execution:
+        made["FunctionConfiguration"]["Environment"]["Execution"] = execution
+    return made
+
+
+def group(id: str, *functions: dict[str, Any]) -> dict[str, Any]:
+    victim = function("echo", MemorySize=400_000)
+    victim["FunctionConfiguration"]["Environment"]["Variables"] = {"SECRET": SECRET}
+    routes = [subscription("local", f"try/{each['Id']}", f"function:{each['Id']}") for each in (*functions, victim)]
+    return {"DeploymentId": id, "Functions": [*functions, victim], "Subscriptions": routes}
+
+
+class Attack:
+    """A device that has functions attacked."""
+
+    def __init__(self, device: PlainClient) -> None:
+        self._device = device
+        self._count = 0
+
+    def start(self, event: dict[str, Any], to: str = "burglar") -> str:
+        self._count += 1
+        topic = f"replies/{self._count}"
+        self._device.subscribe(topic)
+        self._device.publish(f"try/{to}", json.dumps(event), response_topic=topic, correlation=b"1")
+        return topic
+
+    def ask(self, event: dict[str, Any], to: str = "burglar") -> dict[str, Any]:
+        self._count += 1
+        return dict(json.loads(ask(self._device, f"try/{to}", event, str(self._count)).payload))
+
+    def outcome(self, topic: str) -> dict[str, Any]:
+        answers = lambda: [m for m in list(self._device.received) if m.topic == topic]  # noqa: E731
+        wait_until(answers, f"an answer on {topic}")
+        return dict(json.loads(answers()[0].payload))
+
+    def refused(self, **event: Any) -> str:
+        answer = self.ask(event)
+        assert "refused" in answer, answer
+        return str(answer["refused"])
+
+    def got(self, **event: Any) -> Any:
+        answer = self.ask(event)
+        assert "got" in answer, answer
+        return answer["got"]
+
+    def others_are_well(self) -> None:
+        assert self.ask({"n": 1}, "echo")["echo"] == {"n": 1}
+
+
+@pytest.fixture
+def core(site: Site) -> Iterator[Core]:
+    with site.core(policy={"allow_root": True}) as core:
+        core.wait_linked()
+        yield core
+
+
+@pytest.fixture
+def attack(site: Site) -> Iterator[Attack]:
+    with site.device() as device:
+        yield Attack(device)
+
+
+def tier_of(core: Core, id: str = "burglar") -> str:
+    return next(str(f["isolation"]) for f in core.status()["state"]["functions"] if f["id"] == id)
+
+
+def test_a_container_shows_nothing_of_the_core_and_of_others(site: Site, core: Core, attack: Attack) -> None:
+    last = core.deploy(group("d1", burglar(ExecArgs="--level 3", Timeout=20)))
+    assert any("IsolationMode is absent" in text for text in last["warnings"])
+    assert tier_of(core) == ("container" if AS_ROOT else "namespace")
+    seen = attack.got(**{"try": "look"})
+    assert seen["interfaces"] == ["lo"]
+    assert not set(seen["devices"]) - {
+        "null", "zero", "full", "random", "urandom", "tty", "fd", "stdin", "stdout", "stderr", "shm"
+    }  # fmt: skip
+    assert seen["arguments"] == ["--level", "3"]
+    assert all(int(line.split()[1], 16) == 0 for line in seen["privileges"]), seen["privileges"]
+    if AS_ROOT:
+        uid, gid, groups = seen["user"]
+        assert uid == gid == groups[0]
+        assert uid in IDS
+        assert seen["processes"] == [1]
+    assert attack.got(**{"try": "spy", "secret": SECRET}) == []
+    assert core.process
+    assert attack.refused(**{"try": "end", "pid": core.process.pid}) in ("ESRCH", "EPERM")
+    for path in ("spool.db", "agent.sock", "agent.lock", "data/echo", "current/deployment.json"):
+        assert attack.refused(**{"try": "read", "path": str(core.state / path)}) in ("ENOENT", "EACCES")
+    for path in ("/etc/marram-burglar", "/usr/marram-burglar", "/proc/sys/kernel/hostname", str(core.state / "x")):
+        assert attack.refused(**{"try": "write", "path": path}) in ("EROFS", "EACCES", "ENOENT")
+    assert attack.refused(**{"try": "read", "path": str(core.config)}) == "ENOENT"
+    assert attack.got(**{"try": "write", "path": "/tmp/mine"}) == "written"
+    assert attack.got(**{"try": "write", "path": "mine"}) == "written"
+    assert not Path("/tmp/mine").exists()
+    assert attack.refused(**{"try": "connect", "port": site.local.port}) in ("ECONNREFUSED", "ENETUNREACH")
+    attack.others_are_well()
+
+
+def test_what_a_function_is_granted_it_has(site: Site, core: Core, attack: Attack) -> None:
+    core.deploy(group("d1", burglar(marram={"Network": True})))
+    assert attack.got(**{"try": "connect", "port": site.local.port}) == "connected"
+
+
+def test_a_function_that_is_not_contained_is_a_process_and_no_more(site: Site, core: Core, attack: Attack) -> None:
+    bare = {"IsolationMode": "NoContainer"}
+    core.deploy(group("d1", burglar(execution=bare)))
+    assert tier_of(core) == "process"
+    assert attack.got(**{"try": "look"})["user"][0] == os.geteuid()
+    assert attack.got(**{"try": "connect", "port": site.local.port}) == "connected"
+    demanding = burglar(execution=bare, marram={"Isolation": "user"})
+    last = core.deploy(group("d2", demanding), expect="FAILED")
+    assert last["reason"]["code"] == "ISOLATION_NOT_AVAILABLE"
+    attack.others_are_well()
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root may change the user")
+def test_a_function_runs_as_whom_the_document_says(site: Site, core: Core, attack: Attack) -> None:
+    some = {"RunAs": {"Uid": 4321, "Gid": 4322}}
+    core.deploy(group("d1", burglar(execution=some)))
+    assert attack.got(**{"try": "look"})["user"] == [4321, 4322, [4322]]
+    assert attack.got(**{"try": "write", "path": "mine"}) == "written"
+    core.deploy(group("d2", burglar(execution={**some, "IsolationMode": "NoContainer"}, marram={"Isolation": "user"})))
+    assert tier_of(core) == "user"
+    assert attack.got(**{"try": "look"})["user"][:2] == [4321, 4322]
+    root = {"RunAs": {"Uid": 0, "Gid": 0}}
+    core.deploy(group("d3", burglar(execution=root)))
+    assert tier_of(core) == "namespace"
+    last = core.deploy(group("d4", burglar(execution=root, marram={"Isolation": "container"})), expect="FAILED")
+    assert last["reason"]["code"] == "ISOLATION_NOT_AVAILABLE"
+
+
+def processes_of(name: str) -> list[int]:
+    """The processes whose environment says that they are that function's, and what they have started."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"/data/{name}".encode() in (place / "environ").read_bytes():
+                found.append(int(place.name))
+        except OSError:
+            pass
+    return found
+
+
+def test_a_fork_bomb_ends_with_its_worker(site: Site, core: Core, attack: Attack) -> None:
+    core.deploy(group("d1", burglar(Timeout=2)))
+    bomb = attack.start({"try": "fork"})
+    attack.others_are_well()
+    assert attack.outcome(bomb)["error"]["code"] in ("FUNCTION_TIMEOUT", "WORKER_HUNG")
+    attack.others_are_well()
+    wait_until(lambda: len(processes_of("burglar")) == 1, "no process but the new worker")
+    assert attack.got(**{"try": "look"})["processes"] == [1] or not AS_ROOT
+
+
+@pytest.mark.parametrize("how", ["allocate", "allocate_in_children"])
+def test_memory_without_end_is_stopped(site: Site, core: Core, attack: Attack, how: str) -> None:
+    core.deploy(group("d1", burglar(MemorySize=200_000, Timeout=50)))
+    outcome = attack.ask({"try": how})
+    assert outcome["error"]["code"] == "OUT_OF_MEMORY", outcome
+    assert "MemorySize" in outcome["error"]["message"]
+    attack.others_are_well()
+    assert attack.got(**{"try": "look"})
+
+
+def test_a_disk_is_not_filled(site: Site, core: Core, attack: Attack) -> None:
+    core.deploy(group("d1", burglar(Timeout=50, marram={"DiskSize": 8 * 1024})))
+    assert attack.refused(**{"try": "fill", "directory": ".", "files": 1, "mib": 9}) == "EFBIG"
+    assert attack.refused(**{"try": "fill", "directory": "/tmp", "files": 40, "mib": 4}) == "ENOSPC"
+    outcome = attack.ask({"try": "fill", "directory": ".", "files": 500, "mib": 2})
+    assert outcome["error"]["code"] == "DISK_SIZE_EXCEEDED", outcome
+    attack.others_are_well()
+    wait_until(lambda: "got" in attack.ask({"try": "look"}), "the function to be there again")
