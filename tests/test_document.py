@@ -327,7 +327,10 @@ def test_all_problems_are_said_at_once() -> None:
     assert error.message.startswith("6 problems: ")
 
 
-UNSUPPORTED = []
+UNSUPPORTED = [
+    (at(f"{F}.Executable", "com.example.Handler::handle"), "functions are Python here"),
+    (at(f"{F}.FunctionRuntimeOverride", "java8"), "FunctionRuntimeOverride"),
+]
 
 
 @pytest.mark.parametrize(("change", "words"), UNSUPPORTED, ids=[words for _, words in UNSUPPORTED])
