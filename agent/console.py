@@ -67,6 +67,7 @@ class Console:
                 "connected": link.connected,
                 "protocol": {4: "3.1.1", 5: "5"}.get(link.protocol),
                 "error": None if link.connected else link.last_error,
+                "certificate_ends": timestamp(ends_s) if (ends_s := link.certificate_ends_s) is not None else None,
                 "backlog": self._parts.spool.backlog(name),
             }
             for name, link in self._parts.links.items()

@@ -5,10 +5,12 @@ It answers a Range with 200, ignores If-Match and If-None-Match, and checks who 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -149,3 +151,44 @@ def _received(sock: socket.socket, count: int) -> bytes:
         return sock.recv(count)
     except OSError:
         return b""
+
+
+class TlsFront:
+    """A TLS end in front of a server: what it gets it passes on, as a load balancer does.
+
+    Args:
+        certificate: a certificate and its key in one PEM file.
+    """
+
+    def __init__(self, target: int, certificate: Path) -> None:
+        self.port = free_port()
+        self._target = target
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificate)
+        self._loop = asyncio.new_event_loop()
+        listening = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(listening,), daemon=True)
+        self._thread.start()
+        assert listening.wait(START_DEADLINE_S)
+
+    def _run(self, listening: threading.Event) -> None:
+        start = asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context)
+        self._loop.run_until_complete(start)
+        listening.set()
+        self._loop.run_forever()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, far = await asyncio.open_connection("127.0.0.1", self._target)
+        await asyncio.gather(self._pump(reader, far), self._pump(back, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    def close(self) -> None:
+        """Listens no more."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(START_DEADLINE_S)

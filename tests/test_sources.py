@@ -147,6 +147,8 @@ def test_a_job_that_we_may_not_describe(installers: Installers, told: Told) -> N
     [
         (400, "InvalidRequest", "The object was stored using a form of Server Side Encryption. The correct parameters "
          "must be provided to retrieve the object.", "SOURCE_ENCRYPTED", "SSE-KMS"),
+        (400, "InvalidArgument", "Requests specifying Server Side Encryption with Customer provided keys must provide "
+         "a valid encryption algorithm.", "SOURCE_ENCRYPTED", "SSE-KMS"),  # as Ceph says it
         (403, "AccessDenied", "User: arn:aws:iam::1:user/core is not authorized to perform: kms:Decrypt on resource: "
          "arn:aws:kms:eu-west-1:1:key/k-1", "SOURCE_ACCESS_DENIED",
          '{"Effect": "Allow", "Action": "kms:Decrypt", "Resource": "arn:aws:kms:eu-west-1:1:key/k-1"}'),

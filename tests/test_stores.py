@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import boto3
 import botocore.exceptions
 import pytest
+from botocore.config import Config
 
-from agent.deployment.definition import S3Source
+from agent.deployment.definition import HttpsSource, S3Source
+from agent.deployment.sources.https import has_expired
 from agent.settings import FetchLimits
-from tests.rclone_kit import CuttingProxy, RcloneServer
+from tests.mqtt_kit import wait_until
+from tests.rclone_kit import CuttingProxy, RcloneServer, TlsFront
 from tests.s3_kit import S3Server, s3_server  # noqa: F401 - a fixture
 from tests.test_faults import tar_gz
-from tests.test_installer import Installers, archive, digest, installers  # noqa: F401 - a fixture
+from tests.test_installer import Installers, archive, certificate, digest, installers  # noqa: F401 - fixtures
 
 LIMITS = FetchLimits(attempts=3, backoff_s=0.05, sync_bytes=200_000)
 ONE = tar_gz(("model.json", b"1", {}))
@@ -116,6 +122,43 @@ def test_a_digest_that_no_server_compares(store: S3Server | RcloneServer, instal
 def test_the_length_is_capped(store: S3Server | RcloneServer, installers: Installers) -> None:
     source = S3Source(store.put("stores", "large.tar.gz", ONE))
     assert installers.code(source, limits=replace(LIMITS, max_bytes=1000)) == "SOURCE_TOO_LARGE"
+
+
+# -- presigned URLs ----------------------------------------------------------------------------------------------------
+
+
+def test_presigned_urls_and_their_end(
+    store: S3Server | RcloneServer,
+    installers: Installers,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over https; the core has no credentials. rclone refuses an expired one with 400, as AWS does with 403."""
+    store.put("stores", "signed.tar.gz", ONE)
+    front = TlsFront(store.port, certificate)
+    given = store.environment()
+    signing = boto3.client(
+        "s3", endpoint_url=f"https://127.0.0.1:{front.port}", region_name="us-east-1",
+        aws_access_key_id=given["AWS_ACCESS_KEY_ID"], aws_secret_access_key=given["AWS_SECRET_ACCESS_KEY"],
+        config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
+    )  # fmt: skip
+
+    def signed(seconds: int) -> HttpsSource:
+        place = {"Bucket": "stores", "Key": "signed.tar.gz"}
+        return HttpsSource(signing.generate_presigned_url("get_object", Params=place, ExpiresIn=seconds))
+
+    installers.environment({})
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    source = signed(300)
+    assert installers.run(source, limits=LIMITS).objects == {"r0": hex_of(ONE)}
+    old = signed(1)
+    wait_until(lambda: has_expired(old.url, time.time() - 1), "it has expired")
+    if isinstance(store, RcloneServer):
+        assert installers.code(old) == "SOURCE_EXPIRED"
+        assert "Signature=" not in installers.said
+    else:
+        assert installers.run(old).objects == {"r0": hex_of(ONE)}, "moto gives what an expired one asks for"
+    front.close()
 
 
 # -- what each gets wrong ----------------------------------------------------------------------------------------------

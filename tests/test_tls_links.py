@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -443,6 +443,9 @@ def test_an_agent_with_a_wrong_certificate_works_on_and_says_why(tmp_path: Path,
             assert core.log.read_text().count("TLS_CERTIFICATE_EXPIRED") == 1
             authority.issue("press-7", cert=tmp_path / "core.crt")
             core.wait_linked()
+            ends = core.status()["links"]["cloud"]["certificate_ends"]
+            assert ends[:10] == (datetime.now(timezone.utc) + 365 * DAY).strftime("%Y-%m-%d")
+            assert core.status()["links"]["local"]["certificate_ends"] is None
             status = ["status", "--broker", url, "--ca", link["ca"], "--cert", link["cert"], "--key", link["key"]]
             assert marram(*status, "--core", "press-7").returncode == 0
             assert "TLS_CERTIFICATE_REQUIRED" in marram(*status[:5], "--core", "press-7").stderr

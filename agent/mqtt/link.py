@@ -102,6 +102,11 @@ class Link:
         return self._keeper.last_error
 
     @property
+    def certificate_ends_s(self) -> float | None:
+        """When the certificate is over with which it last connected, seconds since 1970; None: it shows none."""
+        return self._keeper.certificate_ends_s
+
+    @property
     def receive_maximum(self) -> int:
         """How many unacknowledged messages to count on: 100 on MQTT 5, where it is sent, 20 on 3.1.1."""
         return RECEIVE_MAXIMUM_311 if self.protocol == 4 else RECEIVE_MAXIMUM

@@ -45,6 +45,7 @@ class Keeper:
 
     Attributes:
         last_error: why the last try or connection ended; the owner clears it when a session is up.
+        certificate_ends_s: when the certificate is over with which it last connected, seconds since 1970; None: none.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Keeper:
         max_backoff_s: float,
     ) -> None:
         self.last_error: str | None = None
+        self.certificate_ends_s: float | None = None
         self._link = link
         self._address = address_of(link)
         self._identity = identity
@@ -95,7 +97,7 @@ class Keeper:
     async def _one_connection(self) -> AgentError:
         """Connects and returns why the connection ended; raises that where it did not last."""
         session: Session = await self._retrying()(self._negotiate)
-        self._warn_of_the_certificate()
+        self._look_at_the_certificate()
         began = asyncio.get_running_loop().time()
         error = await self._until_over(session)
         if error.code == RENEWED:
@@ -133,9 +135,10 @@ class Keeper:
             return False
         return True
 
-    def _warn_of_the_certificate(self) -> None:
-        """Once, where the certificate that was just taken will soon be no more."""
+    def _look_at_the_certificate(self) -> None:
+        """Notes how long the one lasts that was just taken, and warns once where that is not long."""
         found = validity_of(self._link)
+        self.certificate_ends_s = found.ends_s if found else None
         if found is not None and found.ends_s - time.time() < SOON_S:
             text = f"this core's certificate {self._link.cert} is valid until {day(found.ends_s)} only: renew it"
             if text not in self._warned:
