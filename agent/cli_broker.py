@@ -53,6 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     from agent.settings.reader import load
 
     if options.listen:
+        _refuse_openness(options.listen)
         print(f"broker on {options.listen}; end it with Ctrl-C", flush=True)
         broker.main(options.listen)
         return 0
@@ -60,6 +61,16 @@ def _run(options: argparse.Namespace) -> int:
     print(f"broker on {local.listen}; end it with Ctrl-C", flush=True)
     broker.main(local.listen, guard_of(local))
     return 0
+
+
+def _refuse_openness(listen: str) -> None:
+    from agent.mqtt.connecting import host_and_port
+    from agent.settings.embedded import is_loopback
+
+    if not is_loopback(host_and_port(listen)[0]):
+        text = f"On {listen} the broker would let everybody in, without a password and without TLS."
+        remedy = "Set listen, users, cert and key of links.local in topics.yaml, and run it without --listen."
+        raise ConfigError("BROKER_OPEN", text, remedy)
 
 
 def _add(options: argparse.Namespace) -> int:

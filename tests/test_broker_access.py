@@ -381,6 +381,12 @@ def test_the_command_makes_the_password_file(tmp_path: Path) -> None:
         assert (said.returncode, code in said.stderr, "Traceback" in said.stderr) == (78, True, False)
 
 
+def test_the_command_opens_no_broker_to_all(tmp_path: Path) -> None:
+    (tmp_path / "topics.yaml").write_text("core: a")
+    said = marram(tmp_path, "broker", "--listen", f"0.0.0.0:{free_port()}")
+    assert (said.returncode, "BROKER_OPEN" in said.stderr) == (78, True)
+
+
 @pytest.fixture
 def guarded_core(tmp_path: Path, users: Path) -> Iterator[tuple[Core, int]]:
     port, file = free_port(), tmp_path / "users"

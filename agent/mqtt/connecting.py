@@ -36,6 +36,7 @@ class Address:
         tls: whether the connection is encrypted.
         password: never shown.
         certificate: the file of the one that we show.
+        aws: whether it is AWS IoT Core.
     """
 
     host: str
@@ -44,6 +45,7 @@ class Address:
     username: str | None
     password: str | None
     certificate: Path | None = None
+    aws: bool = False
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -75,7 +77,7 @@ def address_of(link: settings.Link) -> Address:
     username = link.username if link.username is not None else _unquoted(parts.username)
     password = link.password if link.password is not None else _unquoted(parts.password)
     host = ANY_ADDRESS.get(host, host) if link.embedded else host
-    return Address(host, port or (8883 if encrypted else 1883), encrypted, username, password, link.cert)
+    return Address(host, port or (8883 if encrypted else 1883), encrypted, username, password, link.cert, link.aws)
 
 
 def with_login(link: settings.Link, address: Address) -> Address:
@@ -198,7 +200,9 @@ def _unquoted(text: str | None) -> str | None:
 def ended(error: Exception | None, address: Address) -> AgentError:
     """Why a connection that stood has ended: closed by the broker (None), an error of TLS or TCP, or no MQTT."""
     if error is None or isinstance(error, (ConnectionResetError, BrokenPipeError, ssl.SSLZeroReturnError)):
-        return TransientError("BROKER_CLOSED", f"{address} closed the connection.")
+        # AWS IoT Core gives no other answer to a client that it does not let in.
+        remedy = "See that the certificate is active and that its policy allows iot:Connect with this client id."
+        return TransientError("BROKER_CLOSED", f"{address} closed the connection.", remedy if address.aws else "")
     if isinstance(error, AgentError):
         return error
     if isinstance(error, MalformedError):
