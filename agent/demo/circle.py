@@ -2,8 +2,8 @@
 
 A device runs a model that learned from few digits, and sees many more while its cloud is away. It may keep only so many
 samples until then. Those arrive, are labelled by an oracle that knows each picture by its id, and the next model learns
-from them, too. Once the kept samples are those that the model was least sure of (entropy), once a random choice: both
-through one real agent, its brokers and an S3 server.
+from them, too. Once the kept samples are those that the model was least sure of (by entropy, by margin), once a random
+choice: all through one real agent, its brokers and an S3 server.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ WAIT_S: Final = 120.0
 WINDOW: Final = 100  # requests without an answer
 POLICIES: Final[dict[str, dict[str, Any]]] = {
     "entropy": {"Strategy": "entropy", "Threshold": 0.0},  # all; the budget chooses
+    "margin": {"Strategy": "margin", "Threshold": 1.0},
     "random": {"Strategy": "random", "Rate": 1.0},
 }
 
