@@ -15,7 +15,7 @@ from agent.capture.budget import DAY_S, Budget
 from agent.capture.keeper import Keeper, Settled
 from agent.capture.policy import Capture, Entropy, Random
 from agent.capture.samples import Sample
-from agent.inference.requests import Origin
+from agent.inference.requests import Kept, Origin
 from agent.messages import JSON, Outbound
 
 MONDAY = 20_600 * DAY_S
@@ -143,7 +143,19 @@ def test_a_burst_does_not_spend_the_day() -> None:
     for _ in range(5000):
         core.at += 0.01
         core.request(0.9)
-    assert core.keeper.budget.spent < 200_000 / 16, "the rest of the day is worth something, too"
+    assert core.keeper.budget.spent < 200_000 / 8, "the rest of the day is worth something, too"
+
+
+def test_what_a_function_asks_for_is_kept_as_long_as_anything_is_left() -> None:
+    core, chance = Core(20_000), random.Random(2)
+    core.keeper.use({})
+    for _ in range(1000):
+        core.at += chance.expovariate(1.0)
+        settled = Settled("s", ORIGIN, "t", (JSON, b"{}"), None, [Kept("odd")])
+        core.keeper.consider(settled, lambda: lambda: None)
+        core.lease(core.keeper.budget)
+    assert 19_000 < core.keeper.budget.spent <= 20_000
+    assert core.keeper.tallies["f"].seen == 1000
 
 
 def test_what_comes_late_in_the_day_gets_what_is_left() -> None:

@@ -226,7 +226,10 @@ policy:
         ("core: a\ntopics: {state: 'a/{{core}}'}", "do not pair up"),
         ("core: a\ntopics: {capture: 'marram/a/{function}'}", "`topics.capture` can be the same topic as"),
         ("core: a\nsubscriptions: [{source: local, target: cloud}]", "`subject` is missing in `subscriptions[0]`"),
-        ("core: a\nsubscriptions: [{source: 'function:', subject: a, target: local}]", "must be `local`, `cloud`, `function:ID` or"),
+        (
+            "core: a\nsubscriptions: [{source: 'function:', subject: a, target: local}]",
+            "must be `local`, `cloud`, `function:ID` or",
+        ),
         ("core: a\npolicy: {sources: [factory]}", "which no source can match"),
         ("core: a\npolicy: {destinations: [/]}", "must be an absolute folder other than /"),
         ("core: a\npolicy: {destinations: [/ml/../etc]}", "without `..`"),
@@ -236,6 +239,10 @@ policy:
         ("core: a\nfetch: {max_bytes_per_s: 10}", "`fetch.max_bytes_per_s` must be from 1024 bytes"),
         ("core: a\nfetch: {stall_s: 0}", "`fetch.stall_s` must be a number of seconds"),
         ("core: a\nunpack: {members: 5}", "did you mean `max_members`?"),
+        ("core: a\ncapture: {s3: factory-samples}", "`capture.s3` must be s3://BUCKET or s3://BUCKET/PREFIX"),
+        ("core: a\ncapture: {format: xml}", "`capture.format` must be json or msgpack"),
+        ("core: a\ncapture: {bytes_per_day: 10}", "`capture.bytes_per_day` must be from 1024 bytes"),
+        ("core: a\ncapture: {bytes_a_day: 1 MB}", "did you mean `bytes_per_day`?"),
     ],
 )
 def test_each_problem_says_where_and_what(tmp_path: Path, text: str, expected: str) -> None:
@@ -436,3 +443,14 @@ unpack: {max_bytes: 2GiB, max_members: 30000, max_ratio: 50}
     assert found.policy.allow_dotted_buckets
     assert found.fetch == FetchLimits(max_bytes=1_500_000_000, max_bytes_per_s=250_000, attempts=9, stall_s=0.5)
     assert found.unpack == Caps(total_bytes=2 * 2**30, members=30_000, ratio=50)
+
+
+def test_samples_for_aws_or_s3_are_no_larger_than_a_message_of_aws(tmp_path: Path) -> None:
+    aws = "links: {cloud: 'mqtts://x-ats.iot.eu-west-1.amazonaws.com'}"
+    for text, most in ((aws, 131072), ("capture: {s3: 's3://samples'}", 131072), ("capture: {format: json}", None)):
+        file = tmp_path / "topics.yaml"
+        file.write_text(f"core: a\n{text}\n")
+        assert reader.load(file).capture.max_bytes == most
+    assert any(
+        "over the 131072 bytes" in each for each in problems(tmp_path, f"core: a\n{aws}\ncapture: {{max_bytes: 1 MB}}")
+    )

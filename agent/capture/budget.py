@@ -19,7 +19,8 @@ DAY_S: Final = 86_400.0
 BINS: Final = 128
 FADE_S: Final = 6 * 3600.0  # the time constant of the histogram
 LEAST_AGE_S: Final = 60.0  # what came in less time tells no rate
-FREE: Final = 1 / 64  # of a day's budget, given out without asking for the value: a slow stream needs no threshold
+FREE: Final = 1 / 16  # of a day's budget, given out in the first hour of all, while next to nothing is known
+FREE_S: Final = 3600.0
 HOURS: Final = 24
 FORESIGHT_S: Final = 5.0  # for so long the same is thought of the rest of the day
 LEASES: Final = 16  # of a day: how often the count is written to the disk
@@ -51,7 +52,7 @@ class Budget:
         self._foreseen = 0.0, 0.0
         self._first_hour = 0  # of today that was seen as a whole
 
-    def admit(self, value: float, size: int, now: float, random: Callable[[], float]) -> bool:
+    def admit(self, value: float, size: int, now: float, random: Callable[[], float], *, wanted: bool = False) -> bool:
         """Whether a sample is kept; its bytes are spent then.
 
         Args:
@@ -59,6 +60,7 @@ class Budget:
             size: its bytes as they are sent.
             now: seconds since 1970.
             random: decides between equals at the threshold.
+            wanted: whether it is kept whatever it is worth, as long as there is anything left.
         """
         if self._most is None:
             self.spent += size
@@ -67,7 +69,7 @@ class Budget:
         at = min(int(value * BINS), BINS - 1)
         self._note(at, size, now)
         left = min(self._most, self._granted) - self.spent
-        if size > left or not (self.spent + size <= self._most * FREE or self._is_above(at, now, random)):
+        if size > left or not (wanted or self._is_free(size, now) or self._is_above(at, now, random)):
             return False
         self.spent += size
         return True
@@ -97,6 +99,11 @@ class Budget:
             self._faded = now
         self._histogram[at] += size
         self._offered[int(now % DAY_S // 3600)] += size
+
+    def _is_free(self, size: int, now: float) -> bool:
+        assert self._most is not None
+        assert self._since is not None
+        return now - self._since < FREE_S and self.spent + size <= self._most * FREE
 
     def _is_above(self, at: int, now: float, random: Callable[[], float]) -> bool:
         """Whether a value of this bin is among those that fill what is left of the day."""

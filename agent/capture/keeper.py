@@ -21,6 +21,7 @@ from agent.messages import JSON, MSGPACK, Outbound, Properties
 
 log = logging.getLogger(__name__)
 
+ASKED = 1.0  # the value of what a function asks for
 Hold = Callable[[], Callable[[], None]]
 
 
@@ -146,16 +147,18 @@ class Keeper:
         Args:
             hold: called for each sample that is kept; what it gives is called when the sample is safe.
         """
-        if settled.asked:
-            for n, each in enumerate(settled.asked, 1):
-                id = settled.id if n == 1 else f"{settled.id}-{n}"
-                self._keep(settled, id, each.reason, 1.0, each.given or settled.given, each.made or settled.made, hold)
-            return
         _, bench = self._benches.get(settled.origin.function, (None, None))
-        if bench is None:
+        if bench is None and not settled.asked:
             return
         ports, tally = self._ports, self._tally(settled.origin.function)
         tally.seen += 1
+        if settled.asked:
+            for n, each in enumerate(settled.asked, 1):
+                id = settled.id if n == 1 else f"{settled.id}-{n}"
+                given, made = each.given or settled.given, each.made or settled.made
+                self._keep(settled, id, each.reason, given, made, hold, None)
+        if bench is None or settled.asked:
+            return
         seen = Seen(settled.topic, settled.given, settled.made, bench.policy.scores)
         why = bench.reason(seen, ports.now(), ports.random)
         self.has_news |= bench.has_new_reference()
@@ -163,15 +166,24 @@ class Keeper:
             self._note_missing(settled.origin.function, tally)
         if why is not None:
             value = bench.value(seen, ports.random)
-            self._keep(settled, settled.id, why, value, settled.given, settled.made, hold)
+            self._keep(settled, settled.id, why, settled.given, settled.made, hold, value)
 
     def _keep(
-        self, settled: Settled, id: str, reason: str, value: float, given: Payload, made: Payload | None, hold: Hold
+        self,
+        settled: Settled,
+        id: str,
+        reason: str,
+        given: Payload,
+        made: Payload | None,
+        hold: Hold,
+        value: float | None,
     ) -> None:
+        """Keeps a sample within the budget. `value`: None for one that the function asks for."""
+        worth = ASKED if value is None else value
         ports, tally = self._ports, self._tally(settled.origin.function)
-        sample = Sample(id, reason, value, settled.origin, settled.topic, ports.timestamp(), given, made)
+        sample = Sample(id, reason, worth, settled.origin, settled.topic, ports.timestamp(), given, made)
         bytes_ = size(sample)
-        if not self.budget.admit(value, bytes_, ports.clock(), ports.random):
+        if not self.budget.admit(worth, bytes_, ports.clock(), ports.random, wanted=value is None):
             tally.dropped["budget"] += 1
             return
         # Not even encoded where it cannot be small enough: a camera's picture would be copied for nothing.
