@@ -16,6 +16,7 @@ MAX_SCORES: Final = 10_000
 NAMED: Final = ("scores", "probabilities")  # taken where a result has several lists of numbers
 # struct's letters by numpy's names and the Open Inference Protocol's.
 FORMATS: Final = {"float16": "e", "float32": "f", "float64": "d", "FP16": "e", "FP32": "f", "FP64": "d"}
+NUMBERS: Final = {int, float}
 SIZES: Final = {"e": 2, "f": 4, "d": 8}
 
 
@@ -183,6 +184,6 @@ def _tensor(value: Mapping[str, Any]) -> Scores | None:
 def _are_numbers(values: list[Any]) -> bool:
     """Whether all are numbers, and finite ones."""
     try:
-        return not any(isinstance(each, bool) for each in values) and math.isfinite(sum(values))
-    except (TypeError, OverflowError):
+        return set(map(type, values)) <= NUMBERS and math.isfinite(sum(values))
+    except OverflowError:
         return False
