@@ -18,6 +18,7 @@ from functions.greengrass.entry import find
 from tests.agent_kit import CORE, Core, function, subscription
 from tests.mqtt_kit import Mosquitto, PlainClient, wait_until
 from tests.s3_kit import S3Server
+from tests.worker_kit import WorkerChild, bare_interpreter, function_config, write_function
 
 PREFIX = "arn:aws:lambda:eu-west-1:123456789012:function:"
 SECRET = "sesame-of-v1"
@@ -205,6 +206,58 @@ def test_a_top_level_that_never_returns_runs_and_its_handler_is_not_called(shop:
     assert answer["error"]["code"] == "FUNCTION_BUSY"
     turns = shop.wait_for("turns", before + 3)
     assert [each["turn"] for each in turns] == list(range(turns[0]["turn"], turns[0]["turn"] + len(turns)))
+
+
+def test_only_v1_code_finds_v1_modules(tmp_path: Path) -> None:
+    source = """
+import importlib.util
+
+NAMES = ("greengrass_common", "greengrass_ipc_python_sdk")
+
+
+def {}(event, context):
+    return [name for name in NAMES if importlib.util.find_spec(name)]
+"""
+    for name, expected in (("handler", []), ("function_handler", ["greengrass_common", "greengrass_ipc_python_sdk"])):
+        folder = write_function(tmp_path / name, source.format(name))
+        with WorkerChild(function_config(folder)) as child:
+            child.ready()
+            outcome = child.ask({}, wanted=True)
+            body = outcome.answer[1] if outcome.answer else outcome.outputs[0][2]
+            assert json.loads(body) == expected
+
+
+def test_without_the_sdk_it_is_said_how_to_get_it(tmp_path: Path) -> None:
+    folder = tmp_path / "v1"
+    folder.mkdir()
+    (folder / "main.py").write_text(V1.format("function_handler"))
+    with WorkerChild(function_config(folder), interpreter=bare_interpreter(tmp_path / "bare", "msgpack")) as child:
+        code, message = child.failed()
+    assert code == "FUNCTION_IMPORT_FAILED"
+    assert "-m pip install greengrasssdk==1.6.1" in message
+    assert "main.py:1" in message
+
+
+def test_a_top_level_that_ends_late_with_an_error_is_a_lost_worker(tmp_path: Path) -> None:
+    folder = write_function(tmp_path / "falls", LATE_FALL)
+    with WorkerChild(function_config(folder)) as child:
+        child.ready()
+        assert child.process.wait(30) == 1
+        assert "RuntimeError: the sensor is gone (__init__.py:7)" in child.output
+
+
+LATE_FALL = """
+import time
+
+began = time.monotonic()
+while time.monotonic() - began < 5.5:
+    time.sleep(0.05)
+raise RuntimeError("the sensor is gone")
+
+
+def function_handler(event, context):
+    return None
+"""
 
 
 # -- iot-data ---------------------------------------------------------------------------------------------------------
