@@ -39,6 +39,17 @@ def register(add: Add) -> None:
     command.add_argument(
         "--interpreter", default=sys.executable, metavar="PYTHON", help="the Python that has it (default: marram's own)"
     )
+    command.add_argument(
+        "--options",
+        type=_object,
+        default={},
+        metavar="JSON",
+        help="the runtime's options for --health, as the resource has",
+    )
+    command.add_argument(
+        "--requires", action="append", default=[], type=_requirement, metavar="NAME=VERSION",
+        help="what a core must have installed: runtime=1.9, 'numpy=>=1.23,<1.24'; another version is refused",
+    )  # fmt: skip
     command.add_argument("--json", action="store_true", help="one line of JSON")
 
 
@@ -53,19 +64,40 @@ def _package(options: argparse.Namespace) -> int:
         print(json.dumps(made))
         return 0
     print(f"{made['archive']}: {len(made['files'])} files, {made['bytes']} bytes")
-    if health is not None:
+    if options.health is not None and health is not None:
         print(f"Health check: {len(json.loads(health)['Requests'])} requests")
     print(f"Digest: {made['digest']}")
     return 0
 
 
 def _recorded(directory: Path, options: argparse.Namespace) -> bytes | None:
-    if options.health is None:
+    if options.health is None and not options.requires:
         return None
     from agent.recording import Wanted, record
 
-    wanted = Wanted(options.health, options.runtime, options.interpreter, options.tolerance, options.max_latency_ms)
+    wanted = Wanted(
+        options.health, options.runtime, options.interpreter, options.tolerance, options.max_latency_ms,
+        options.options, dict(options.requires),
+    )  # fmt: skip
     return record(directory, wanted)
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
+
+
+def _requirement(text: str) -> tuple[str, str]:
+    name, sign, version = text.partition("=")
+    if not name or not sign:
+        raise ValueError(text)
+    return name, version
+
+
+_object.__name__ = "JSON object"
+_requirement.__name__ = "NAME=VERSION"
 
 
 def _positive(text: str) -> float:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,18 +34,22 @@ class Wanted:
     """What is to be recorded.
 
     Attributes:
-        samples: a JSON file: a list of ``{input: nested lists}``.
+        samples: a JSON file: a list of ``{input: nested lists}``; None: nothing is run.
         runtime: the model's; None: found by its files.
         interpreter: the Python that has the runtime.
         tolerance: how far an output may be off, absolute and relative; None: the worker's default.
         max_latency_ms: the longest median of a request's runs; None: any.
+        options: of the runtime, as the resource will have them.
+        requires: versions that a core must have, by name.
     """
 
-    samples: Path
+    samples: Path | None
     runtime: str | None = None
     interpreter: str = sys.executable
     tolerance: float | None = None
     max_latency_ms: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
 
 
 def record(directory: Path, wanted: Wanted) -> bytes:
@@ -55,10 +59,13 @@ def record(directory: Path, wanted: Wanted) -> bytes:
         ConfigError: SAMPLES_INVALID, FILE_UNREADABLE, WORKER_NOT_STARTED.
         AgentError: what the model's worker says: why the model does not load, or which sample it does not take.
     """
-    samples = _samples(wanted.samples)
-    outputs = _outputs(directory.resolve(), samples, wanted)
-    requests = tuple({"Inputs": i, "Outputs": o} for i, o in zip(samples, outputs, strict=True))
-    found = encode(HealthCheck(requests, wanted.tolerance, wanted.tolerance, wanted.max_latency_ms))
+    requests: tuple[Mapping[str, Any], ...] = ()
+    if wanted.samples is not None:
+        samples = _samples(wanted.samples)
+        outputs = _outputs(directory.resolve(), samples, wanted)
+        requests = tuple({"Inputs": i, "Outputs": o} for i, o in zip(samples, outputs, strict=True))
+    bounds = wanted.tolerance, wanted.tolerance, wanted.max_latency_ms
+    found = encode(HealthCheck(requests, *bounds, requires=wanted.requires))
     try:
         read_recorded(found)
     except RejectedError as error:
@@ -81,7 +88,12 @@ def _samples(file: Path) -> list[Mapping[str, Any]]:
     return values
 
 
-def _invalid(file: Path, why: str) -> ConfigError:
+def _invalid(file: Path | None, why: str) -> ConfigError:
+    if file is None:
+        text = f"what the package is to require cannot be used: {why}."
+        raise ConfigError(
+            "REQUIREMENT_INVALID", text, "Write --requires runtime=1.9 or --requires 'numpy=>=1.23,<1.24'."
+        )
     remedy = 'Write a list with the model\'s inputs by name for each sample: [{"data": [[0.1, 0.2]]}].'
     return ConfigError("SAMPLES_INVALID", f"{file} cannot be used: {why}.", remedy)
 
@@ -102,7 +114,7 @@ def describe(directory: Path, runtime: str | None, interpreter: str) -> dict[str
 
 
 def _outputs(directory: Path, samples: list[Mapping[str, Any]], wanted: Wanted) -> list[dict[str, Any]]:
-    with _loaded(directory, wanted.runtime, wanted.interpreter) as (child, _):
+    with _loaded(directory, wanted.runtime, wanted.interpreter, wanted.options) as (child, _):
         child.send([frames.RECORD, 1, RESOURCE], json.dumps(samples).encode())
         (_, _, code, message), body = child.receive()
     if code is not None:
@@ -112,9 +124,11 @@ def _outputs(directory: Path, samples: list[Mapping[str, Any]], wanted: Wanted) 
 
 
 @contextlib.contextmanager
-def _loaded(directory: Path, runtime: str | None, interpreter: str) -> Iterator[tuple[_Child, dict[str, Any]]]:
+def _loaded(
+    directory: Path, runtime: str | None, interpreter: str, options: Mapping[str, Any] | None = None
+) -> Iterator[tuple[_Child, dict[str, Any]]]:
     """A worker that has loaded the model, and what its READY tells."""
-    model = {"id": RESOURCE, "path": str(directory), "version": "", "runtime": runtime}
+    model = {"id": RESOURCE, "path": str(directory), "version": "", "runtime": runtime, "options": options}
     config = {"function": "package", "endpoint": True, "model": RESOURCE, "models": [model]}
     with (
         tempfile.TemporaryDirectory() as folder,

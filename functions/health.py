@@ -17,6 +17,7 @@ import numpy as np
 from functions import frames
 from functions.errors import CodedError
 from functions.runtimes.base import Array, Model
+from functions.runtimes.loading import check_requires
 
 TOLERANCE: Final = 1e-3  # absolute and relative: what other processors and library versions make of float32
 RUNS: Final = 5  # of each request, where a latency is asked for
@@ -38,6 +39,8 @@ def answer(header: list[Any], body: bytes, models: Mapping[str, Model]) -> list[
     try:
         values = json.loads(body)
         if kind == frames.CHECK:
+            if values.get("Requires"):
+                check_requires(models[resource], values["Requires"])
             check(resource, models[resource], values["Requests"], bounds_of(values, header[3]))
         else:
             found = json.dumps(record(models[resource], values), allow_nan=False).encode()

@@ -6,6 +6,9 @@ is what each library gives by hand.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -21,7 +24,7 @@ from functions.runtimes.calling_home import stay_home
 from tests.agent_kit import BUCKET, Core, function, resource, subscription
 from tests.conftest import Site
 from tests.load_kit import Load
-from tests.runtimes_kit import FEATURES, python_of, recordings, run_in, save_network, trained
+from tests.runtimes_kit import FEATURES, ROOT, python_of, recordings, run_in, save_network, trained
 from tests.tflite_kit import write_tflite
 
 RUNTIMES = ("dlr", "onnx", "litert", "tensorflow", "mxnet")
@@ -173,3 +176,29 @@ def test_a_model_for_another_version_of_its_runtime_is_refused_and_the_old_one_s
     load = Load(site.device(), "in/onnx", event)
     load.run(5)
     assert all("outputs" in answer for [answer] in load.answers.values())
+
+
+def test_a_package_says_what_it_requires_and_its_recording_takes_the_runtimes_options(site, core, versions, tmp_path):
+    samples = tmp_path / "samples.json"
+    samples.write_text(json.dumps([{"data": recordings()[0][:1].tolist()}]))
+    tree, archive = versions[0].packages["mxnet"], tmp_path / "mxnet.tar.gz"
+    command = [sys.executable, "-m", "agent", "package", str(tree), "--output", str(archive)]
+    command += ["--health", str(samples), "--interpreter", python_of("mxnet"), "--options", json.dumps(SHAPES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "Health check: 1 requests" in done.stdout, done.stderr
+
+    tree, archive = versions[0].packages["onnx"], tmp_path / "onnx.tar.gz"
+    command = [sys.executable, "-m", "agent", "package", str(tree), "--output", str(archive), "--requires"]
+    done = subprocess.run([*command, "runtime=new"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, "REQUIREMENT_INVALID" in done.stderr) == (78, True)
+    done = subprocess.run([*command, "runtime=1.8"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    document = {
+        "DeploymentId": "old",
+        "Resources": [resource(site.s3.put(BUCKET, "onnx.tar.gz", archive.read_bytes()), id="model-onnx")],
+        "Functions": [function("onnx", arn="marram:model", models=("model-onnx",))],
+        "Subscriptions": [],
+    }
+    last = core.deploy(document, expect="FAILED")
+    assert last["reason"]["code"] == "RUNTIME_VERSION_MISMATCH"
+    assert "requires onnx 1.8, and" in last["reason"]["message"]

@@ -93,12 +93,14 @@ class HealthCheck:
             anything but NaN.
         absolute, relative: an output may be off by ``absolute + relative * |expected|``; None: the worker's default.
         max_latency_ms: the longest median of a request's runs; None: any.
+        requires: versions that must be installed, by name; only packages carry them here.
     """
 
     requests: tuple[Mapping[str, Any], ...] = ()
     absolute: float | None = None
     relative: float | None = None
     max_latency_ms: float | None = None
+    requires: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ A health check stands in a document or was recorded in a package:
     {"Requests": [{"Inputs": {name: nested lists}, "Outputs": {name: nested lists}}, ..],
      "Tolerance": 0.001, "MaxLatencyMs": 50}
 
+One in a package may also say what must be installed, ``"Requires": {"runtime": "1.9"}``, and may do nothing else.
+
 A package carries it as a file of the reserved name `RESERVED` at the top of the archive; it is taken out of the tree
 when the archive is unpacked. Nothing is computed here: a worker does that on the model that it has loaded.
 """
@@ -13,11 +15,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any, Final
 
 from agent.deployment.definition import HealthCheck, Probation
 from agent.deployment.encoded import decode
 from agent.deployment.fields import Fields, Problems, shown
+from agent.deployment.model_runtimes import read_requires
 from agent.errors import RejectedError
 
 RESERVED: Final = "marram-health.json"
@@ -48,20 +52,24 @@ def read_recorded(data: bytes) -> HealthCheck:
     """
     problems = Problems()
     try:
-        found = read_health(Fields(decode(data), "", problems))
+        fields = Fields(decode(data), "", problems)
+        requires = read_requires(fields)
+        found = replace(read_health(fields), requires=requires)
     except RejectedError as error:
         raise invalid(error.message) from error
     if problems.found:
         texts = [text for _, text in problems.found]
         raise invalid("; ".join(texts[:MAX_LISTED]))
-    if not found.requests:
+    if not found.requests and not requires:
         raise invalid("it has no Requests")
     return found
 
 
 def encode(check: HealthCheck) -> bytes:
     """A health check as `read_recorded` and the worker read it."""
-    values = {"Requests": list(check.requests), **overrides_of(check)}
+    values: dict[str, Any] = {"Requests": list(check.requests), **overrides_of(check)}
+    if check.requires:
+        values["Requires"] = dict(check.requires)
     return json.dumps(values, separators=(",", ":")).encode()
 
 

@@ -35,7 +35,7 @@ class ModelRuntime(NamedTuple):
 def read_runtime(fields: Fields) -> ModelRuntime:
     """The keys Runtime, RuntimeVersion, Requires and Options of a resource's ``Marram``."""
     name = runtime_name(fields)
-    requires = _requires(fields)
+    requires = read_requires(fields)
     version = fields.text("RuntimeVersion", pattern=VERSIONS, what=VERSIONS_WORDS)
     if version is not None:
         requires = {OWN: version, **requires}
@@ -51,7 +51,8 @@ def runtime_name(fields: Fields) -> str | None:
     return name
 
 
-def _requires(fields: Fields) -> dict[str, str]:
+def read_requires(fields: Fields) -> dict[str, str]:
+    """The key Requires."""
     if not fields.has("Requires"):
         fields.take("Requires")
         return {}

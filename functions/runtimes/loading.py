@@ -64,6 +64,17 @@ def load(
     return model
 
 
+def check_requires(model: Model, requires: Mapping[str, str]) -> None:
+    """That what is installed is what a loaded model's package requires.
+
+    Raises:
+        StartError: RUNTIME_VERSION_MISMATCH.
+    """
+    name = model.runtime
+    asked = {(name if key == "runtime" else key): wanted for key, wanted in requires.items()}
+    versions.check(asked, {**model.libraries, name: importlib.import_module(RUNTIMES[name]).version()})
+
+
 def warm_up(resource: str, model: Model) -> None:
     """Runs `model` once on zeros.
 
