@@ -9,9 +9,11 @@ import asyncio
 import http.server
 import json
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -245,6 +247,31 @@ def test_the_settings_take_the_links_certificate(tmp_path: Path, authority: Auth
         assert words in caught.value.message
     with pytest.raises(ConfigError, match="needs a certificate"):
         load(both, "mqtt://h")
+
+
+def test_samples_are_uploaded_in_the_role(
+    bare: Installers,
+    s3_server: S3Server,  # noqa: F811
+    provider: Provider,
+    role: AwsRole,
+    tmp_path: Path,
+) -> None:
+    """By the uploader as the agent starts it; S3 gets nothing from it without the role."""
+    (tmp_path / "sample").write_bytes(b"payload")
+    s3_server.put("role-uploads", "there", b"")
+    code = "import sys; from agent.capture.uploader import main; sys.exit(main())"
+
+    def uploaded(given: AwsRole | None) -> dict[str, Any]:
+        job = {"name": "s", "file": str(tmp_path / "sample"), "bucket": "role-uploads", "key": "s", "type": "x/y"}
+        line = json.dumps({**job, "role": asdict(given) if given else None}) + "\n"
+        done = subprocess.run([sys.executable, "-c", code], input=line, capture_output=True, text=True, check=True)
+        return dict(json.loads(done.stdout))
+
+    assert uploaded(None)["error"]["code"] == "UPLOAD_CREDENTIALS"
+    assert uploaded(role) == {"name": "s"}
+    assert provider.seen
+    provider.trouble = (403, "Access Denied")
+    assert uploaded(role)["error"]["code"] == "AWS_ROLE_REFUSED"
 
 
 def test_a_whole_agent_deploys_in_a_role(site: Site, provider: Provider, role: AwsRole) -> None:

@@ -78,6 +78,7 @@ class CaptureDesk:
             settings.capture.disk_bytes,
             publish=self._publish,
             dropped=lambda function: self.keeper.drop(function, "disk"),
+            role=settings.aws,
         )
 
     async def open(self) -> None:

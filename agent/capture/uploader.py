@@ -1,6 +1,7 @@
 """The uploader: a child of the agent that puts samples' payloads into S3, so that boto3's memory goes with it.
 
-It reads one job a line on stdin, ``{"name", "file", "bucket", "key", "type"}``, and answers each with a line on stdout:
+It reads one job a line on stdin, ``{"name", "file", "bucket", "key", "type", "role"}`` (role:
+whose AWS credentials are used, as `AwsRole`, or null), and answers each with a line on stdout:
 ``{"name"}`` once the object is there, else with ``"error": {"code", "message", "transient"}``. It ends with its stdin,
 and with the agent. It may be killed at any moment.
 """
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.capture import s3_objects
+from agent.deployment.sources.role import assume
 from agent.errors import AgentError, TransientError
+from agent.settings import AwsRole
 
 NICENESS: Final = 10
 MAX_MEMORY_BYTES: Final = 2 * 1024**3  # of address space: boto3 and its threads take some 300 MiB of it
@@ -37,6 +40,7 @@ def main() -> int:
 
 def _done(job: dict[str, Any]) -> dict[str, Any]:
     try:
+        assume(AwsRole(**job["role"]) if job.get("role") else None)
         s3_objects.put(Path(job["file"]), job["bucket"], job["key"], job["type"])
     except AgentError as error:
         return {"name": job["name"], "error": _told(error.code, error.text, isinstance(error, TransientError))}

@@ -13,6 +13,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from agent.capture.samples import Sample
 from agent.deployment import durable
 from agent.deployment.threads import in_thread
 from agent.errors import TransientError
+from agent.settings import AwsRole
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Uploads:
         max_bytes: of those that wait.
         publish: (sample, done) sends a sample whose payloads are in S3; `done` once it is safe.
         dropped: (function) says that a sample was dropped for want of room.
+        role: whose AWS credentials the uploader gets; None: those of boto3's own variables and files.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class Uploads:
         *,
         publish: Callable[[Sample, Callable[[], None]], None],
         dropped: Callable[[str], None],
+        role: AwsRole | None = None,
     ) -> None:
+        self._role = asdict(role) if role else None
         self._folder = folder
         self._place = place
         self._core = core
@@ -165,7 +170,14 @@ class Uploads:
         for field, reference in parcel.references().items():
             bucket, _, key = reference.uri.removeprefix("s3://").partition("/")
             file = self._folder / f"{parcel.name}.{field}"
-            job = {"name": file.name, "file": str(file), "bucket": bucket, "key": key, "type": reference.type}
+            job: dict[str, Any] = {
+                "name": file.name,
+                "file": str(file),
+                "bucket": bucket,
+                "key": key,
+                "type": reference.type,
+            }
+            job["role"] = self._role
             error = await _ask(child, job)
             if error is not None:
                 self._note(error)
