@@ -22,6 +22,7 @@ import agent
 from agent import (
     cli_broker,
     cli_capture,
+    cli_doctor,
     cli_greengrass,
     cli_keys,
     cli_new,
@@ -212,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
 
     cli_new.register(add)
+    cli_doctor.register(add)
     cli_package.register(add)
     cli_runtime.register(add)
     deploy = add("deploy", _deploy, "Send a deployment document to a core.", "marram deploy deployment.yaml --wait")
