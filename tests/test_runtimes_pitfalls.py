@@ -19,7 +19,7 @@ import pytest
 from agent.demo.formats import write_neo
 from functions.runtimes.base import ModelInputError
 from functions.runtimes.loading import load
-from tests.runtimes_kit import python_of
+from tests.runtimes_kit import python_of, recordings
 from tests.test_runtimes import site_package
 from tests.tflite_kit import write_quantised, write_tflite
 from tests.worker_kit import WorkerChild, by_hand, function_config, model_config, network, write_function
@@ -196,6 +196,75 @@ def test_a_worker_with_dlr_needs_no_network_and_says_nothing_of_it(trees, tmp_pa
         assert len(child.ask({}).json["probabilities"][0]) == 3
         for word in ("api", "phone", "AWS", "error", "Traceback"):
             assert word not in child.output
+
+
+# A forest as Treelite's compiler writes it for libdlr, without its wrapping; {trees} are statements that add to `sum`.
+FOREST = """
+#include <stddef.h>
+union Entry {{ int missing; float fvalue; int qvalue; }};
+size_t get_num_output_group(void) {{ return 1; }}
+size_t get_num_feature(void) {{ return {features}; }}
+const char *get_pred_transform(void) {{ return "identity"; }}
+float get_sigmoid_alpha(void) {{ return 1; }}
+float get_global_bias(void) {{ return 0; }}
+float predict(union Entry *data, int margin) {{ float sum = 0; {trees} return sum; }}
+"""
+STUMP = "sum += (data[{f}].missing == -1 || data[{f}].fvalue < (float){t}) ? (float){low} : (float){high};"
+
+
+def boosted(x: Any, y: Any, count: int) -> list[tuple[int, float, float, float]]:
+    """Stumps (feature, threshold, value below, value above) fitted one after the other to what is left of `y`."""
+    left, found = y.astype(np.float64), []
+    for _ in range(count):
+        tried = []
+        for f in range(x.shape[1]):
+            for t in np.quantile(x[:, f], (0.25, 0.5, 0.75)):
+                below = x[:, f] < np.float32(t)
+                values = left[below].mean() if below.any() else 0.0, left[~below].mean() if (~below).any() else 0.0
+                tried.append((((left - np.where(below, *values)) ** 2).sum(), f, float(np.float32(t)), *values))
+        _, f, t, low, high = min(tried)
+        left = left - np.where(x[:, f] < np.float32(t), low, high)
+        found.append((f, t, low, high))
+    return found
+
+
+def test_forests_of_treelite_take_zero_for_missing_unless_told_otherwise(tmp_path):
+    """Stumps boosted on the recordings: whether the watch's wearer plays badminton."""
+    x, labels = recordings()
+    stumps = boosted(x, labels == labels.max(), 12)
+    trees = " ".join(STUMP.format(f=f, t=t, low=low, high=high) for f, t, low, high in stumps)
+    source = tmp_path / "model.c"
+    source.write_text(FOREST.format(features=x.shape[1], trees=trees))
+    (tmp_path / "forest").mkdir()
+    library = str(tmp_path / "forest" / "compiled.so")
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, str(source)], check=True)
+
+    def by_hand_with(rows: Any, missing: Any) -> Any:
+        votes = [np.where(missing(rows[:, f]) | (rows[:, f] < np.float32(t)), low, high) for f, t, low, high in stumps]
+        return np.sum(votes, axis=0)
+
+    with_gaps = x.copy()
+    with_gaps[::2, stumps[0][0]], with_gaps[1::2, stumps[1][0]] = 0, np.nan
+    bare_output = bare(
+        BARE_DLR + "print(*DLRModelImpl(sys.argv[1]).run({'data': np.load(sys.argv[2])})[0].ravel())",
+        tmp_path / "forest", _saved(tmp_path, x),
+    )  # fmt: skip
+    plain = load("net", str(tmp_path / "forest"), None, {})
+    told = load("net", str(tmp_path / "forest"), None, {"missing": "nan"})
+    got = plain.predict({"data": x})["output_0"].ravel()
+    np.testing.assert_allclose(got, [float(word) for word in bare_output.split()[-len(x) :]], atol=1e-5)
+    np.testing.assert_allclose(got, by_hand_with(x, lambda column: column == 0), atol=1e-5)
+    assert np.mean((got > 0.5) == (labels == labels.max())) > 0.9
+    got = told.predict({"data": with_gaps})["output_0"].ravel()
+    np.testing.assert_allclose(got, by_hand_with(with_gaps, np.isnan), atol=1e-5)
+    zeros = np.where(np.isnan(with_gaps), 1, with_gaps)
+    got = plain.predict({"data": zeros})["output_0"].ravel()
+    np.testing.assert_allclose(got, by_hand_with(zeros, lambda column: column == 0), atol=1e-5)
+
+
+def _saved(folder: Path, x: Any) -> Path:
+    np.save(folder / "x.npy", x)
+    return folder / "x.npy"
 
 
 # -- LiteRT -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 dlr calls a vendor's server when it is imported and at each load, without a time-out. `stay_home` makes that impossible;
 it must be called before anything imports dlr, a function's own code included.
 
-Options: ``device`` (``cpu``, ``gpu``, ``gpu:1``, ``opencl``: as the model was compiled), ``threads`` (as many as
+Treelite's models (forests) take 0.0 for a missing value, which is seldom meant; libdlr knows no other sign.
+
+Options: ``missing`` of a Treelite model (``zero``, as libdlr has it; ``nan``: NaN is missing, and 0.0 is a number),
+``device`` (``cpu``, ``gpu``, ``gpu:1``, ``opencl``: as the model was compiled), ``threads`` (as many as
 TVM_NUM_THREADS says, which is 1 in a worker) and ``affinity`` (true binds its threads to processors).
 """
 
@@ -24,7 +27,7 @@ import numpy as np
 
 from functions.runtimes.base import Array, Model, ModelLoadError, ModelRunError, TensorSpec
 from functions.runtimes.calling_home import stay_home
-from functions.runtimes.options import device_of, taken
+from functions.runtimes.options import choice, device_of, taken
 
 LIBRARIES: Final = ("libdlr",)
 
@@ -34,13 +37,16 @@ class DlrModel(Model):
 
     runtime = "dlr"
 
-    def __init__(self, implementation: Any) -> None:
+    def __init__(self, implementation: Any, *, nan_is_missing: bool = False) -> None:
         super().__init__(_inputs(implementation), _outputs(implementation))
         self._implementation = implementation
+        self._nan_is_missing = nan_is_missing
         self._names = [output.name for output in self.outputs]
         self.libraries = {"libdlr": implementation.version}
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        if self._nan_is_missing:
+            arrays = {name: _with_zeros_missing(values) for name, values in arrays.items()}
         try:
             return dict(zip(self._names, self._implementation.run(arrays), strict=True))
         except Exception as error:
@@ -57,7 +63,8 @@ def load(directory: Path, options: Mapping[str, Any]) -> Model:
         ImportError: dlr is not installed.
         ModelLoadError: what libdlr said, RUNTIME_MISSING where there is no libdlr.so, DEVICE_UNAVAILABLE.
     """
-    settings = taken(options, "dlr", device="cpu", threads=0, affinity=False)
+    settings = taken(options, "dlr", device="cpu", threads=0, affinity=False, missing="zero")
+    nan_is_missing = choice(settings, "dlr", "missing", {"zero": False, "nan": True})
     device = device_of(settings, "dlr", ("cpu", "gpu", "opencl"))
     stay_home()
     from dlr.dlr_model import DLRModelImpl
@@ -79,7 +86,9 @@ def load(directory: Path, options: Mapping[str, Any]) -> Model:
         raise ModelLoadError(f"dlr cannot load it: {reason}") from None
     sys.stderr.write(said[0])
     _set_threads(implementation, settings)
-    return DlrModel(implementation)
+    if nan_is_missing and implementation.backend != "treelite":
+        raise ModelLoadError("dlr's option `missing` is for Treelite models; this is none.")
+    return DlrModel(implementation, nan_is_missing=nan_is_missing)
 
 
 def version() -> str:
@@ -107,6 +116,13 @@ _OTHER_LIBRARY = (
     "(libdlr.so was built without it.) Put a libdlr.so that was built for the device into the model package, or install"
     " it: marram runtime install dlr --into VENV --libdlr FILE; or compile the model for the processor."
 )
+
+
+def _with_zeros_missing(values: Array) -> Array:
+    """Zeros as the smallest number that is none, on the same side of any threshold, and NaN as zeros."""
+    found: Array = np.where(values == 0, np.finfo(np.float32).tiny, values)
+    found[np.isnan(found)] = 0
+    return found.astype(values.dtype)
 
 
 class _LoadError(Exception):
