@@ -85,7 +85,7 @@ def attack(site: Site) -> Iterator[Attack]:
 
 
 def tier_of(core: Core, id: str = "burglar") -> str:
-    return next(str(f["isolation"]) for f in core.status()["state"]["functions"] if f["id"] == id)
+    return str(core.status()["state"]["isolation"][id])
 
 
 def test_a_container_shows_nothing_of_the_core_and_of_others(site: Site, core: Core, attack: Attack) -> None:

@@ -106,7 +106,7 @@ def test_a_model_pushed_by_the_cloud_answers_a_device(site: Site) -> None:
         wait_until(lambda: last_state(cloud)["group"] == "v1", "the state")
         state = last_state(cloud)
         assert state["status"] == "online"
-        assert [(each["id"], each["status"]) for each in state["functions"]] == [("scores", "ready")]
+        assert state["functions"] == [{"id": "scores", "status": "ready"}]
         assert state["resources"] == [{"id": "model", "version": made["digest"]}]
         assert state["deployment"]["status"] == "SUCCEEDED"
 

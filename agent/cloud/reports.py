@@ -33,15 +33,16 @@ def state(
         functions: (id, state, the tier of isolation that it is in or None where it never had a worker) each.
         spool: what the spool has lost, where it has.
     """
+    functions = tuple(functions)
+    tiers = {name: tier for name, _, tier in functions if tier}
     return {
         "core": core,
         "status": "online" if online else "offline",
         "group": group,
-        "functions": [
-            {"id": name, "status": status, **({"isolation": tier} if tier else {})} for name, status, tier in functions
-        ],
+        "functions": [{"id": name, "status": status} for name, status, _ in functions],
         "resources": [{"id": name, "version": version} for name, version in resources],
         "deployment": deployment,
+        **({"isolation": tiers} if tiers else {}),
         **({"spool": spool} if spool else {}),
         "version": agent.__version__,
         "timestamp": timestamp(now_s),
