@@ -318,6 +318,10 @@ def test_a_password_need_not_be_in_the_file(tmp_path: Path, monkeypatch: pytest.
     def cloud(more: str) -> str:
         return f"core: a\nlinks: {{cloud: {{url: 'mqtts://h', username: u, {more}}}}}"
 
+    (warning,) = load(tmp_path, cloud("password: open")).warnings
+    assert f"chmod 600 {tmp_path / 'topics.yaml'}" in warning
+    (tmp_path / "topics.yaml").chmod(0o600)
+    assert load(tmp_path, cloud("password: closed")).warnings == ()
     (tmp_path / "word").touch(mode=0o600)
     assert any("holds no password" in line for line in problems(tmp_path, cloud("password_file: word")))
     (tmp_path / "word").write_text("secret\n")

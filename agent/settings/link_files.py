@@ -38,6 +38,8 @@ def with_credentials(link: Link, value: Value, keys: dict[str, Value], base: Pat
         value.problem(f"`links.{link.name}` has a password and no username; MQTT 3.1.1 wants both")
     if link.embedded and (username or given):
         value.problem("the embedded broker takes no username and no password: the agent has its own login there")
+    if password is not None and (text := loose(value.problems.file)):
+        value.problems.warn(value.line, f"`links.{link.name}` has a password, and {text}; or give `password_file`")
     _check_password(file, variable, keys)
     return dataclasses.replace(link, username=username, password=password, password_file=file, password_env=variable)
 
