@@ -41,7 +41,7 @@ from agent.routes import FilterJournal, Routes
 from agent.routing.deliveries import Deliveries, Delivery
 from agent.routing.exchange import Exchange
 from agent.routing.function_calls import FunctionCalls
-from agent.routing.subscriptions import SHADOWS
+from agent.routing.subscriptions import FUNCTION, SHADOWS
 from agent.settings import Link as LinkSettings
 from agent.settings import Settings
 from agent.shadows.service import Shadows
@@ -343,6 +343,10 @@ class _DeliveryPorts:
 
     def keeps_up(self) -> bool:
         return self._agent.spool.takes_requests
+
+    def crowded(self, delivery: Delivery) -> bool:
+        crowded, at = self._agent.dispatcher.crowded, len(FUNCTION)
+        return any(crowded(target[at:]) for target in delivery.targets if target.startswith(FUNCTION))
 
     def drop_inbox(self, key: str) -> None:
         self._agent.spool.drop_inbox(key)

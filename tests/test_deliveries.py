@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.messages import Inbound
-from agent.routing.deliveries import HELD_S, YOUNG_S, Deliveries, Delivery
+from agent.routing.deliveries import CROWDED_S, HELD_S, YOUNG_S, Deliveries, Delivery
 
 
 class World:
@@ -18,6 +18,8 @@ class World:
 
     def __init__(self, window: int = 100) -> None:
         self.time = 0.0
+        self.disk_keeps_up = True
+        self.is_crowded = False
         self.acked: list[int] = []
         self.inbox: dict[str, Delivery] = {}
         self.pending: list[tuple[str, Delivery, Callable[[], None]]] = []
@@ -43,7 +45,10 @@ class World:
         heapq.heappush(self._due, (self.time + delay_s, next(self._count), run))
 
     def keeps_up(self) -> bool:
-        return True
+        return self.disk_keeps_up
+
+    def crowded(self, delivery: Delivery) -> bool:
+        return self.is_crowded
 
     def now(self) -> float:
         return self.time
@@ -117,6 +122,29 @@ def test_half_a_window_commits_what_holds_it_up_sooner() -> None:
     world.begin()
     assert world.pending[0][0] == first.key
     assert len(world.pending) == 11
+
+
+def test_while_the_disk_does_not_keep_up_messages_stay_with_their_broker() -> None:
+    world = World()
+    world.disk_keeps_up = False
+    slow, starting = world.begin(), world.begin(ready=False)
+    world.advance(10)
+    assert not world.pending
+    world.disk_keeps_up = True
+    world.advance(HELD_S + 0.01)
+    assert [p[0] for p in world.pending] == [slow.key, starting.key]
+
+
+def test_a_crowded_function_s_messages_wait_with_their_broker_for_a_while() -> None:
+    world = World()
+    world.is_crowded = True
+    waiting = [world.begin(ready=False) for _ in range(3)]
+    world.advance(CROWDED_S - 0.1)
+    assert not world.pending
+    world.deliveries.release(waiting[0])
+    assert world.acked == [waiting[0].message.ticket]
+    world.advance(0.2)
+    assert [p[0] for p in world.pending] == [waiting[1].key, waiting[2].key], "others wait behind it on their link"
 
 
 def test_a_redelivery_joins_what_still_runs_and_only_once() -> None:

@@ -97,6 +97,9 @@ class World:
     def keeps_up(self) -> bool:
         return True
 
+    def crowded(self, delivery: Delivery) -> bool:
+        return False
+
     def now(self) -> float:
         return self.time
 

@@ -198,6 +198,8 @@ MESSAGES = st.builds(
     st.sampled_from([b"{}", b'{"x": 1}', NAMED]),
     properties=st.builds(
         Properties,
+        content_type=st.sampled_from([None, "application/json"]),
+        expiry_s=st.none(),
         response_topic=st.sampled_from([None, "r/1", "r/2"]),
         correlation=st.sampled_from([None, b"7", b"8"]),
         user=st.sampled_from([(), (("device", "a"),)]),

@@ -38,6 +38,11 @@ class Dispatcher:
         pool = self.pools.get(function)
         return pool is not None and pool.has_room(size)
 
+    def crowded(self, function: str) -> bool:
+        """Whether so many requests wait for `function` that more had better wait with their broker."""
+        pool = self.pools.get(function)
+        return pool is not None and pool.crowded
+
     def promote(self, pools: Iterable[Pool], drained: Callable[[Pool], None] | None = None) -> None:
         """Puts `pools` into use in place of all others; what waited in those goes to the new ones.
 

@@ -126,6 +126,11 @@ class Pool:
         """Requests in flight and in the queue."""
         return len(self.queue) + sum(len(s.in_flight) for s in self.slots.values())
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more requests wait than is good: who can wait elsewhere should."""
+        return self._queue.is_crowded
+
     def open(self) -> None:
         """Starts the workers; on demand, the first."""
         for _ in range(self.limits.processes if self._demand is None else 1):

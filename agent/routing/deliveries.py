@@ -3,7 +3,8 @@
 A QoS 1 message is acknowledged when all that came of it is safe: in the next broker's hands or committed to the
 spool. So that one slow function holds up nobody (acknowledgements leave in the order of receipt: MQTT 5, 4.6), a
 message that has waited HELD_S (or YOUNG_S, when half the window is used) or whose function is not ready is
-itself committed to the spool's inbox and acknowledged; it is run again from there after a restart.
+itself committed to the spool's inbox and acknowledged; it is run again from there after a restart. Not where the disk
+does not keep up, and later where the function's queue is half full: such messages wait with their broker.
 
 After a connection's loss the broker sends again what it saw no acknowledgement of. Such a redelivery joins the
 delivery that is still here; one that was acknowledged already is joined only by a message that the broker marks as a
@@ -19,6 +20,8 @@ from agent.errors import AgentError
 from agent.messages import Inbound, Outbound
 
 HELD_S = 0.05
+CROWDED_S = 1.0  # held instead where its function's queue is half full: a burst waits with the broker, unrefused
+SURPLUS_WINDOWS = 100
 YOUNG_S = 0.02  # what a busy but fast function answers is out by then: committing it would be work for nothing
 
 # What makes two messages one request: link, topic, response-topic, and correlation data or payload.
@@ -76,6 +79,7 @@ class Ports(Protocol):
     def later(self, delay_s: float, run: Callable[[], None]) -> object: ...
     def now(self) -> float: ...
     def keeps_up(self) -> bool: ...
+    def crowded(self, delivery: Delivery) -> bool: ...
 
 
 class Deliveries:
@@ -89,6 +93,7 @@ class Deliveries:
         self._ports = ports
         self.on_over: Callable[[Delivery], None] | None = None
         self._unacked: dict[str, dict[str, Delivery]] = {}
+        self._fresh: dict[str, dict[str, Delivery]] = {}  # of these what is not in the inbox either
         self._running: dict[str, Delivery] = {}
         self._stale: dict[str, dict[object, list[Delivery]]] = {}
         self._timer_set = False
@@ -112,6 +117,8 @@ class Deliveries:
             self._ports.ack(message.link, message.ticket)
         else:
             self._unacked.setdefault(message.link, {})[match.key] = match
+            if not match.inboxed:
+                self._fresh.setdefault(message.link, {})[match.key] = match
         return True
 
     def begin(self, delivery: Delivery, *, ready: bool) -> None:
@@ -119,15 +126,25 @@ class Deliveries:
         self._running[delivery.key] = delivery
         if delivery.acked:
             return
-        unacked = self._unacked.setdefault(delivery.message.link, {})
-        unacked[delivery.key] = delivery
+        link = delivery.message.link
+        unacked = self._unacked.setdefault(link, {})
+        fresh = self._fresh.setdefault(link, {})
+        unacked[delivery.key] = fresh[delivery.key] = delivery
         if not ready:
             self._commit(delivery)
-        elif 2 * len(unacked) > self._ports.window(delivery.message.link):
-            self._commit_first(unacked)
+        elif 2 * len(unacked) > self._ports.window(link):
+            self._commit_first(fresh)
         if not self._timer_set:
             self._timer_set = True
             self._ports.later(HELD_S, self._commit_old)
+
+    def over_window(self, link: str) -> bool:
+        """Whether the broker has sent more than it was allowed to (mosquitto 2.0.11 does so after a reconnect).
+
+        Such messages are in memory in any case; up to some thousands they had better wait there than be refused.
+        """
+        window = self._ports.window(link)
+        return window < len(self._unacked.get(link, ())) <= SURPLUS_WINDOWS * window
 
     def restore(self, delivery: Delivery) -> None:
         """Takes up a delivery that the inbox kept over a restart; a redelivery of it may still come."""
@@ -155,6 +172,7 @@ class Deliveries:
     def link_down(self, link: str) -> None:
         """The link's connection is gone, and with it all its acknowledgements."""
         self._unacked.pop(link, None)
+        self._fresh.pop(link, None)
         self._forget_settled(link)
         for delivery in self._running.values():
             if delivery.message.link == link and delivery.message.ticket and not delivery.stale:
@@ -174,34 +192,39 @@ class Deliveries:
     def _ack(self, delivery: Delivery) -> None:
         delivery.acked = True
         self._unacked.get(delivery.message.link, {}).pop(delivery.key, None)
+        self._fresh.get(delivery.message.link, {}).pop(delivery.key, None)
         self._ports.ack(delivery.message.link, delivery.message.ticket)
 
     def _commit(self, delivery: Delivery) -> None:
         if delivery.inboxed or not self._ports.keeps_up():
             return  # a disk that does not keep up: the message stays with its broker, which sends no more than a window
+        held_s = self._ports.now() - delivery.message.received_s
+        if held_s < CROWDED_S and self._ports.crowded(delivery):
+            return
         delivery.inboxed = True
+        self._fresh.get(delivery.message.link, {}).pop(delivery.key, None)
         self._ports.put_inbox(delivery, lambda: self._committed(delivery))
 
     def _committed(self, delivery: Delivery) -> None:
         if not delivery.acked and not delivery.stale:
             self._ack(delivery)
 
-    def _commit_first(self, unacked: dict[str, Delivery]) -> None:
+    def _commit_first(self, fresh: dict[str, Delivery]) -> None:
         """Those that all others wait for, but for what is just being answered."""
         before = self._ports.now() - YOUNG_S
-        old: list[Delivery] = []
-        for delivery in unacked.values():
-            if delivery.message.received_s > before:
+        while fresh:
+            first = next(iter(fresh.values()))
+            if first.message.received_s > before:
                 break
-            old.append(delivery)
-        for delivery in old:
-            self._commit(delivery)
+            self._commit(first)
+            if not first.inboxed:
+                break
 
     def _commit_old(self) -> None:
         self._timer_set = False
         now, nearest = self._ports.now(), None
-        for unacked in self._unacked.values():
-            for delivery in list(unacked.values()):
+        for fresh in self._fresh.values():
+            for delivery in list(fresh.values()):
                 left = delivery.message.received_s + HELD_S - now
                 if left > 0.001:
                     nearest = left if nearest is None else min(nearest, left)

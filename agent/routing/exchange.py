@@ -264,6 +264,12 @@ class Exchange:
             None if expiry is None else delivery.message.received_s + expiry,
             _Errand(delivery, hops),
             client_context=delivery.client_context if direct else None,
+            # By an earlier run, or by a broker that gave us more than we had asked for.
+            admitted=direct
+            and (
+                (delivery.inboxed and delivery.acked)
+                or (not delivery.acked and self._deliveries.over_window(delivery.message.link))
+            ),
         )
         problem = answer_topic_problem(wanted, self._own) if direct and wanted is not None else None
         if problem is not None:

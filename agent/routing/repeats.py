@@ -131,7 +131,7 @@ def message_id(delivery: Delivery, function: str, number: int) -> str:
         return f"{delivery.key}-{function}-{number}"
     message = delivery.message
     properties = message.properties
-    told = (message.link, message.topic, properties.response_topic, properties.correlation, properties.user)
+    told = (message.link, message.topic, properties._replace(expiry_s=None))
     digest = hashlib.blake2b(repr(told).encode(), digest_size=12)
     digest.update(message.payload)
     return f"{digest.hexdigest()}-{function}-{number}"
