@@ -7,11 +7,12 @@ so. Without this, code that runs as the agent's user could change a model that o
 What the agent asks for:
 
     {"read_only": [directory], "writable": [directory below those], "shown": [[source, path, writable]],
-     "stage": an empty directory}
+     "unseen": [directory], "stage": an empty directory}
 
 `shown` are directories that are to be found at another path, too: a model at its DestinationPath, for code that opens
 it without the prefix. The host's own file system is never changed: where the path is missing, the nearest directory
 above it is replaced, in this namespace alone, by one that holds the same and the path. What the host has there stays.
+`unseen` are directories that look empty here: the key of the core's secrets lies in one.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def enter(asked: Mapping[str, Any] | None, more: Callable[[Libc], None] = lambda
             libc.bind(path, path, writable=False)
         for path in asked["writable"]:
             libc.bind(path, path, writable=True)
+        for path in asked.get("unseen", ()):
+            libc.bind(asked["stage"], path, writable=False)
         more(libc)
         os.chdir(directory)  # what it was lies beneath the new mounts, where all can be written
         libc.give_up(given_up)

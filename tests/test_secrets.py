@@ -22,6 +22,7 @@ from tests.s3_kit import S3Server
 
 ARN = "arn:aws:secretsmanager:us-east-1:123456789012:secret:plc/password-AbCdEf"
 ALLOWED = {"sources": ["arn:aws:secretsmanager:us-east-1:123456789012:secret:plc/*"]}
+NO_CONTAINER = {"IsolationMode": "NoContainer"}
 FIRST, SECOND, PENDING = "sesame-1-opens", "sesame-2-opens", b"\x00\xffpending-bytes"
 
 
@@ -32,6 +33,7 @@ def secret(arn: str, *labels: str, id: str = "password") -> dict[str, Any]:
 
 def group(id: str, resources: list[Any], **more: Any) -> dict[str, Any]:
     functions = [function("keeper", models=("password",)), function("other", arn="function:keeper")]
+    functions.append(function("burglar", arn="function:keeper", Environment={"Execution": NO_CONTAINER}))
     return {"DeploymentId": id, "Resources": resources, "Functions": functions, "Subscriptions": [], **more}
 
 
@@ -48,7 +50,7 @@ def test_a_document_names_secrets_and_who_may_have_them() -> None:
     document = json.dumps(group("d", [secret(ARN, "AWSPENDING", "AWSCURRENT")])).encode()
     found = parse(document, core="press-7", policy=Policy(sources=("arn:*",)))
     assert [(each.id, each.arn, each.labels) for each in found.secrets] == [("password", ARN, ("AWSPENDING",))]
-    assert [each.secrets for each in found.functions] == [("password",), ()]
+    assert [each.secrets for each in found.functions] == [("password",), (), ()]
     assert (found.resources, found.functions[0].policies) == ((), ())
 
 
@@ -147,6 +149,7 @@ def test_a_secret_reaches_its_function_and_nobody_else(safe: Safe) -> None:
     assert safe.ask(PENDING.hex(), stage="AWSPENDING")["right"]
     assert safe.ask(FIRST, stage="OLD")["error"]["code"] == "NO_SUCH_SECRET"
     assert "ResourceAccessPolicies" in safe.ask(FIRST, function="other")["error"]["message"]
+    assert safe.ask("", list=str(core.state / "vault"), function="burglar") == [], "the key is not seen by functions"
     left = everywhere(core)
     assert FIRST.encode() not in left
     assert PENDING not in left

