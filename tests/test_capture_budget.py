@@ -204,8 +204,10 @@ def test_a_memory_that_is_not_ours_is_none() -> None:
         budget.grant(budget.day, budget.wanted() or 0)
         assert budget.admit(0.5, 10, MONDAY, random.random)
     budget = Budget(1000)
-    budget.restore({"day": 10**9, "spent": 1000, "histogram": [0.0] * 128, "since": 0, "faded": 0}, MONDAY)
-    assert budget.admit(0.5, 10, MONDAY, random.random), "a day that is far off was another clock's"
+    far = {"day": 10**9, "spent": 1000, "histogram": [0.0] * 128, "since": 0, "faded": 0}
+    budget.restore({**far, "usual": [None] * 24, "offered": [0.0] * 24}, MONDAY)
+    assert not budget.admit(0.5, 10, MONDAY, random.random), "a clock that was far ahead gives no second budget"
+    assert budget.admit(0.5, 10, MONDAY + DAY_S, random.random), "and ends none for good"
 
 
 def test_without_a_budget_all_is_kept() -> None:

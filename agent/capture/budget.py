@@ -81,6 +81,8 @@ class Budget:
     def turn(self, now: float) -> None:
         """Begins a new day where it is one."""
         day = int(now // DAY_S)
+        if day < self._day - 1:  # the clock was far ahead: from now on by this one, with what is spent
+            self._day = day
         if day <= self._day:
             return
         if self._day == day - 1:
@@ -198,5 +200,5 @@ class Budget:
             self._usual, self._offered = usual, offered
         if len(histogram) == BINS and math.isfinite(sum(histogram)) and since <= faded <= now + DAY_S:
             self._histogram, self._since, self._faded = histogram, since, faded
-        if 0 <= day <= now // DAY_S + 1:
+        if day >= 0:
             self._day, self.spent, self._leased = day, max(0, spent), max(0, spent)

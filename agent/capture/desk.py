@@ -116,6 +116,7 @@ class CaptureDesk:
 
     def told(self) -> dict[str, Any]:
         """The counts, for `marram status`."""
+        self.keeper.budget.turn(self.clock())
         uploads = {"uploads": self._uploads.told()} if self._uploads is not None else {}
         return {**self.keeper.told(), **uploads}
 
