@@ -14,9 +14,13 @@ import pytest
 from agent.capture.budget import DAY_S, Budget
 from agent.capture.keeper import Keeper, Settled
 from agent.capture.policy import Capture, Entropy, Random
+from agent.capture.received import parse
 from agent.capture.samples import Sample
 from agent.inference.requests import Kept, Origin
 from agent.messages import JSON, Outbound
+from tests.agent_kit import CORE, function, subscription
+from tests.conftest import Site
+from tests.mqtt_kit import wait_until
 
 MONDAY = 20_600 * DAY_S
 ORIGIN = Origin("f", "m", "sha256:00", "d1")
@@ -224,3 +228,35 @@ def test_what_is_too_large_for_a_message_costs_nothing() -> None:
     assert core.waiting == []
     assert core.keeper.budget.spent == 0
     assert core.keeper.told()["functions"]["f"]["dropped"] == {"too_large": 1}
+
+
+def test_the_days_count_survives_a_kill_and_a_restart(site: Site) -> None:
+    core = site.core(more={"capture": {"bytes_per_day": "1 MB", "format": "msgpack"}})
+    today = lambda: core.status()["capture"]["today"]["bytes"]  # noqa: E731
+    with site.device() as device, site.observer() as cloud, core:
+        core.wait_linked()
+        cloud.subscribe(f"marram/{CORE}/capture/#")
+        core.deploy(
+            core.group(
+                "b1",
+                resources=[],
+                functions=[function("echo", marram={"Capture": {"Strategy": "random", "Rate": 1}})],
+                subscriptions=[subscription("local", "s/+", "function:echo")],
+            )
+        )
+        for n in range(5):
+            device.publish("s/1", json.dumps({"n": n}))
+        wait_until(lambda: len(cloud.received) >= 5, "the samples")
+        inputs = [parse(message.payload).given.data for message in list(cloud.received)]
+        assert sorted(json.loads(each)["n"] for each in inputs) == list(range(5))
+        spent = today()
+        assert spent > 1000
+        wait_until(lambda: (core.state / "capture.json").exists(), "the lease on the disk")
+        core.kill()
+        core.start()
+        assert today() >= spent, "what was leased counts as spent"
+        leased = today()
+        assert leased <= spent + 2 * 1_000_000 / 16 + 1
+        assert core.stop() == 0
+        core.start()
+        assert today() >= spent

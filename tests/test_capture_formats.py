@@ -205,6 +205,17 @@ def marram(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+def test_what_a_broker_hands_out_is_exported(site: Site, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agent", "capture", "export", str(tmp_path / "out"), "--broker", site.cloud.url,
+               "--core", "press-7", "--seconds", "3", "--json"]  # fmt: skip
+    with site.observer("sender") as cloud, subprocess.Popen(command, stdout=subprocess.PIPE) as running:
+        while running.poll() is None:  # the same sample, as nobody says when the command is subscribed
+            cloud.publish("marram/press-7/capture/activity", to_msgpack(sample("s1")))
+        assert running.stdout is not None
+        told = json.loads(running.stdout.read())
+    assert (running.returncode, told["samples"], len(told["files"])) == (0, 1, 1)
+
+
 def test_what_waits_on_a_core_is_listed_and_exported_and_stays(site: Site, tmp_path: Path) -> None:
     made = model_archive(site.directory, 1)
     uri = site.s3.put("factory-models", "captured.tar.gz", Path(made["archive"]).read_bytes())
