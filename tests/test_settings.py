@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from agent import settings
+from agent import broker_users, settings
 from agent.errors import ConfigError
 from agent.settings import Caps, FetchLimits, Retention, Settings, Subscription, links, reader
 from tests.certificate_kit import DAY, Authority
@@ -297,6 +297,23 @@ def test_certificates_are_opened_and_matched(tmp_path: Path) -> None:
     assert any("passphrase" in line for line in problems(tmp_path, cloud("one.crt", "locked.key")))
     two.key.chmod(0o644)
     assert any(f"chmod 600 {two.key}" in line for line in problems(tmp_path, cloud("two.crt", "two.key")))
+
+
+def test_what_nobody_but_the_agent_needs_to_read(tmp_path: Path) -> None:
+    """Functions in a container do not see these files."""
+    authority = Authority(tmp_path)
+    for name in ("core", "thing"):
+        authority.issue(name)
+    (tmp_path / "word").touch(mode=0o600)
+    (tmp_path / "word").write_text("secret")
+    broker_users.put(tmp_path / "users", "a", "b")
+    cloud = "{url: 'mqtts://h', ca: ca.pem, cert: core.crt, key: core.key, username: u, password_file: word}"
+    aws = "{credential_endpoint: h, role_alias: r, cert: thing.crt, key: thing.key}"
+    text = f"core: a\nlinks: {{cloud: {cloud}, local: {{url: embedded, users: users}}}}\naws: {aws}"
+    found = load(tmp_path, text).secret_files
+    assert sorted(file.name for file in found) == ["core.key", "thing.key", "users", "word"]
+    (tmp_path / "topics.yaml").chmod(0o600)
+    assert load(tmp_path, "core: a\nlinks: {cloud: 'mqtts://u:p@h'}").secret_files == (tmp_path / "topics.yaml",)
 
 
 def test_what_is_wrong_with_a_certificate_stops_check_and_not_the_agent(tmp_path: Path) -> None:

@@ -118,8 +118,7 @@ def _limits(function: Function) -> Mapping[str, int | None]:
 
 def _hidden(settings: Settings) -> list[str]:
     """The agent's state, its user's home and its keys; in a container, what is needed of them is shown again."""
-    links = [link for link in (settings.local, settings.cloud) if link is not None]
-    keys = [str(file) for link in links for file in (link.key, link.password_file) if file is not None]
+    keys = [str(file) for file in settings.secret_files]
     home = os.path.expanduser("~")
     return [str(settings.state), *([home] if _is_private(home) else []), *keys]
 

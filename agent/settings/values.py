@@ -345,3 +345,12 @@ class Settings:
     spool: SpoolLimits = SpoolLimits()
     answers: AnswerLimits = AnswerLimits()
     capture: CaptureLimits = CaptureLimits()
+
+    @property
+    def secret_files(self) -> tuple[Path, ...]:
+        """What nobody but the agent needs to read: keys, passwords, and this file where a password stands in it."""
+        links = [link for link in (self.local, self.cloud) if link is not None]
+        found = [file for link in links for file in (link.key, link.password_file, link.users) if file is not None]
+        found += [Path(self.aws.key)] if self.aws is not None else []
+        found += [self.file] if any(link.password for link in links) else []
+        return tuple(dict.fromkeys(found))
