@@ -19,8 +19,9 @@ from agent.deployment.definition import Deployment
 from agent.deployment.store import Group
 from agent.errors import RejectedError
 from agent.mqtt.link import Link
+from agent.routing.cycles import find_cycle
 from agent.routing.exchange import Exchange
-from agent.routing.subscriptions import LINKS, Subscriptions, find_cycle
+from agent.routing.subscriptions import LINKS, Subscriptions
 from agent.routing.topics import disjoint_cover
 from agent.settings import Settings, Subscription
 

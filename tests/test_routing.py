@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
 from agent.routing import topics
-from agent.routing.subscriptions import Subscriptions, find_cycle
+from agent.routing.cycles import find_cycle
+from agent.routing.filter_tree import FilterTree
+from agent.routing.subscriptions import Subscriptions
 from agent.settings import Subscription
 
 LEVEL = st.sampled_from(["", "a", "b", "$x", "c"])
@@ -97,6 +100,35 @@ def test_each_target_once_and_just_those_that_match(subscriptions: list[Subscrip
     assert again == first
 
 
+@given(st.lists(FILTERS, max_size=8), st.lists(st.integers(0, 7), max_size=4), FILTERS)
+def test_a_tree_of_filters_finds_just_those_that_overlap(filters: list[str], gone: list[int], other: str) -> None:
+    tree, kept = FilterTree(), set(filters)
+    for each in filters:
+        tree.add(each)
+    for each in {filters[n] for n in gone if n < len(filters)}:
+        tree.remove(each)
+        kept.remove(each)
+    assert sorted(tree.overlapping(other)) == sorted(each for each in kept if topics.overlaps(each, other))
+
+
+def test_ten_thousand_filters_are_covered_without_comparing_each_with_each() -> None:
+    """Counted, not timed: with every pair compared it would be 50 million."""
+    filters = [f"site/{n % 100}/machine/{n}/{kind}" for n in range(3_300) for kind in ("+", "x", "y/#")]
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        cover = topics.disjoint_cover(filters)
+    finally:
+        sys.setprofile(None)
+    assert len(cover) == 3_300
+    assert calls < 100 * len(filters)
+
+
 def cycle(*rows: tuple[str, str, str], **more: object) -> list[Subscription] | None:
     return find_cycle([Subscription(*row) for row in rows], **more)  # type: ignore[arg-type]
 
@@ -124,3 +156,32 @@ def test_a_long_round_is_found_and_told_in_order() -> None:
     )
     assert found is not None
     assert [s.target for s in found] == ["local", "function:f", "function:g"]
+
+
+ENDS = ["local", "cloud", "function:a", "function:b"]
+
+
+@given(
+    st.lists(
+        st.builds(Subscription, source=st.sampled_from(ENDS), subject=FILTERS, target=st.sampled_from(ENDS)), max_size=7
+    ),
+    st.sets(st.sampled_from(["local", "cloud"])),
+    st.booleans(),
+)
+def test_a_cycle_is_found_where_there_is_one(rows: list[Subscription], through: set[str], one_link: bool) -> None:
+    def feeds(a: Subscription, b: Subscription) -> bool:
+        links = ("local", "cloud")
+        if a.target.startswith("function:"):
+            return a.target == b.source
+        met = a.target == b.source or (one_link and a.target in links and b.source in links)
+        return met and topics.overlaps(a.subject, b.subject)
+
+    reached = {a: {b for b in rows if feeds(a, b)} for a in rows}
+    for _ in rows:  # the transitive closure
+        reached = {a: found.union(*(reached[b] for b in found)) for a, found in reached.items()}
+    expected = any(a in reached[a] and a.target in through for a in rows)
+    found = find_cycle(rows, through=through, one_link=one_link)
+    assert (found is not None) == expected
+    if found:
+        assert found[0].target in through
+        assert all(feeds(a, b) for a, b in zip(found, found[1:] + found[:1], strict=True))

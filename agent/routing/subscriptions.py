@@ -5,10 +5,9 @@ Each target appears once for one message, however many of its filters match.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 
-from agent.routing.topics import overlaps
 from agent.settings import Subscription
 
 LINKS = ("local", "cloud")
@@ -89,62 +88,3 @@ def _collect(node: _Node, levels: list[str], at: int, found: dict[str, None], *,
         child = node.children.get(name)
         if child is not None:
             _collect(child, levels, at + 1, found, wildcards=True)
-
-
-def find_cycle(
-    subscriptions: Iterable[Subscription], *, through: Iterable[str] = LINKS, one_link: bool = False
-) -> list[Subscription] | None:
-    """A round of subscriptions on which a message could go for ever, or None.
-
-    Args:
-        subscriptions: of the settings and the group together.
-        through: the links whose broker gives us back what we publish (MQTT 3.1.1 has no noLocal); a round that passes
-            none of them is no cycle.
-        one_link: both links lead to one broker, so that what one publishes the other receives.
-
-    Returns:
-        The subscriptions in order; the last one leads back to the first.
-    """
-    every = tuple(subscriptions)
-    through = frozenset(through)
-    for first in every:
-        if first.target in through:
-            path = _path_back(first, every, one_link=one_link)
-            if path:
-                return path
-    return None
-
-
-def _path_back(first: Subscription, every: Sequence[Subscription], *, one_link: bool) -> list[Subscription] | None:
-    came_from: dict[Subscription, Subscription | None] = {first: None}
-    waiting = [first]
-    while waiting:
-        here = waiting.pop()
-        for following in every:
-            if not _feeds(here, following, one_link=one_link):
-                continue
-            if following is first:
-                return _trace(here, came_from)
-            if following not in came_from:
-                came_from[following] = here
-                waiting.append(following)
-    return None
-
-
-def _trace(last: Subscription, came_from: dict[Subscription, Subscription | None]) -> list[Subscription]:
-    path: list[Subscription] = []
-    step: Subscription | None = last
-    while step is not None:
-        path.append(step)
-        step = came_from[step]
-    return path[::-1]
-
-
-def _feeds(a: Subscription, b: Subscription, *, one_link: bool) -> bool:
-    if a.target.startswith(FUNCTION):
-        return a.target == b.source  # a function may publish on any topic
-    return _same_link(a.target, b.source, one_link=one_link) and overlaps(a.subject, b.subject)
-
-
-def _same_link(target: str, source: str, *, one_link: bool) -> bool:
-    return target == source or (one_link and target in LINKS and source in LINKS)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from agent.routing.filter_tree import FilterTree
+
 MAX_BYTES = 65535  # MQTT 5, 1.5.4
 
 
@@ -100,10 +102,13 @@ def disjoint_cover(filters: Iterable[str]) -> frozenset[str]:
     none may: filters that overlap are replaced by the narrowest filter over both, which can let in more than was asked
     for; routing inside the agent leaves that out again.
     """
-    cover: list[str] = []
+    cover: set[str] = set()
+    tree = FilterTree()
     for new in sorted(set(filters)):
-        while clash := next((f for f in cover if overlaps(f, new)), None):
+        while clash := next(tree.overlapping(new), None):
             cover.remove(clash)
+            tree.remove(clash)
             new = join(clash, new)
-        cover.append(new)
+        cover.add(new)
+        tree.add(new)
     return frozenset(cover)

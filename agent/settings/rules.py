@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from agent.cloud import job_messages
-from agent.routing.subscriptions import find_cycle
+from agent.routing.cycles import find_cycle
 from agent.routing.topics import disjoint_cover, overlaps
 from agent.settings import Link, Subscription, Topics
 from agent.settings.file import Problems
