@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from agent.mqtt.link import Link
 from agent.settings import reader
 from tests.agent_kit import Core
 from tests.certificate_kit import Authority
-from tests.mqtt_kit import PlainClient, free_port, mosquitto, until, wait_until
+from tests.mqtt_kit import PlainClient, accepts, free_port, mosquitto, until, wait_until
 
 RULES = """# who may do what
 user hmi
@@ -309,6 +310,23 @@ def test_files_that_cannot_be_used_are_said_at_the_start(
     broken(site)
     with pytest.raises(ConfigError, match=code):
         run(site.broker.start)
+
+
+def test_who_says_nothing_is_hung_up_on() -> None:
+    port = free_port()
+    code = "import agent.mqtt.guarded as g; g.CONNECT_S = 0.2; from agent.mqtt.broker import main"
+    broker = subprocess.Popen([sys.executable, "-c", f"{code}; main('127.0.0.1:{port}')"])
+    try:
+        wait_until(lambda: accepts(port) or broker.poll() is not None, "it listens")
+        with socket.create_connection(("127.0.0.1", port), 20) as idle:
+            assert idle.recv(1) == b""
+        with PlainClient(port, "one", protocol=paho.MQTTv311) as client:
+            client.subscribe("a")
+            client.publish("a", b"x")
+            client.wait_for(1)
+    finally:
+        broker.terminate()
+        broker.wait(20)
 
 
 # -- settings and commands ---------------------------------------------------------------------------------------------
