@@ -18,6 +18,8 @@ RUNTIMES: Final = {
     name: f"functions.runtimes.{name}" for name in ("dlr", "onnx", "litert", "tensorflow", "mxnet")
 }  # fmt: skip
 
+CROWDED: Final = ("mxnet",)  # do not go with what else is in an environment, such as a numpy of today
+
 
 def load(
     resource: str,
@@ -89,9 +91,9 @@ def warm_up(resource: str, model: Model) -> None:
 
 
 def _missing(runtime: str, error: ModuleNotFoundError) -> StartError:
-    return StartError(
-        "RUNTIME_MISSING",
-        f"The runtime {runtime} is not installed for {sys.executable} ({error}). Install it there: marram runtime"
-        f" install {runtime} --into {sys.prefix}; or in an environment of its own: marram runtime install {runtime},"
-        " which tells what to add to policy.interpreters.",
-    )
+    command = f"marram runtime install {runtime}"
+    remedy = f"Install it in an environment of its own: {command}, which tells what to add to policy.interpreters"
+    if runtime not in CROWDED:
+        remedy += f"; or there: {command} --into {sys.prefix}"
+    text = f"The runtime {runtime} is not installed for {sys.executable} ({error}). {remedy}."
+    return StartError("RUNTIME_MISSING", text)
