@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import sys
 import time
 import traceback
@@ -24,6 +23,7 @@ from agent import (
     cli_capture,
     cli_doctor,
     cli_greengrass,
+    cli_infer,
     cli_keys,
     cli_new,
     cli_package,
@@ -134,38 +134,6 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _infer(options: argparse.Namespace) -> int:
-    from agent.commands import infer
-
-    payload = _payload(options)
-    answer = infer(
-        cli_place.place_of(options),
-        options.function,
-        payload,
-        topic=options.topic,
-        content_type=options.content_type,
-        timeout_s=options.timeout,
-    )
-    sys.stdout.buffer.write(answer.payload + b"\n" * (answer.content_type == "application/json"))
-    sys.stdout.buffer.flush()
-    if answer.error is not None:
-        print(f"marram: {answer.error}", file=sys.stderr)
-    return 0 if answer.error is None else 1
-
-
-def _payload(options: argparse.Namespace) -> bytes:
-    from agent.commands import unreadable
-
-    if options.data is not None:
-        return os.fsencode(options.data)
-    if options.file is None or str(options.file) == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(options.file).read_bytes()
-    except OSError as error:
-        raise unreadable(Path(options.file), error) from error
-
-
 def _demo(options: argparse.Namespace) -> int:
     from agent.demo import main as demo
 
@@ -232,21 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_greengrass.register(add)
 
     status = add("status", _status, "Show what a core runs.", "marram status --json")
-    infer = add(
-        "infer",
-        _infer,
-        "Send one request to a function and print its answer.",
-        "marram infer activity --data '{\"window\": []}'",
-    )
-    infer.add_argument("function", metavar="FUNCTION", help="the function's Id")
-    infer.add_argument("file", nargs="?", metavar="FILE", help="the payload (default: standard input)")
-    infer.add_argument("--data", metavar="TEXT", help="the payload itself")
-    infer.add_argument("--topic", metavar="TOPIC", help="the event's topic; over a broker, where to publish")
-    infer.add_argument(
-        "--content-type", metavar="TYPE", help="application/json, application/msgpack or application/octet-stream"
-    )
-    infer.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS")
-    for each in (deploy, status, infer):
+    cli_infer.register(add, _seconds)
+    for each in (deploy, status):
         cli_place.add_options(each, "over this broker, mqtt://host:1883, in place of the local socket")
     for each in (deploy, status, *turning):
         each.add_argument("--json", action="store_true", help="one line of JSON a result")

@@ -15,7 +15,7 @@ from worker_kit import BINARY, JSON, MSGPACK, WorkerChild, function_config, unti
 
 from agent import commands
 from functions import frames, loading
-from tests.agent_kit import CORE, function, subscription
+from tests.agent_kit import CORE, Core, function, subscription
 from tests.conftest import Site
 
 # Requests wait until as many as the event says are under way together: the answer tells how many there were.
@@ -326,3 +326,25 @@ def test_an_async_function_in_an_agent(site: Site) -> None:
         assert json.loads(answer.payload)["notes"] == len(events) + 1
     device.close()
     cloud.close()
+
+
+def test_infer_sends_json_as_msgpack_and_shows_the_answer_as_json(site: Site) -> None:
+    routes = [subscription("local", "in/+", "function:echo")]
+    with site.core() as core:
+        core.deploy(core.group("d1", resources=[], functions=[function("echo")], subscriptions=routes))
+        over = ["--broker", site.local.url, "--core", CORE, "--topic", "in/x"]
+        for where in ([], over):
+            told = _infer(core, "--msgpack", "--data", '{"image": {"base64": "AAH/"}, "n": [1, 2.5]}', *where)
+            answer = json.loads(told.stdout)
+            assert answer["echo"] == {"image": {"base64": "AAH/"}, "n": [1, 2.5]}
+            raw = _infer(core, "--content-type", "application/octet-stream", "--data", "plain bytes", *where)
+            assert raw.stdout == b"plain bytes"
+        assert _infer(core, input=b'{"from": "stdin"}').stdout.startswith(b'{"echo":{"from":"stdin"}')
+        wrong = _infer(core, "--msgpack", "--data", '{"image": {"base64": "?"}}')
+        assert wrong.returncode == 78
+        assert b"PAYLOAD_NOT_JSON" in wrong.stderr
+
+
+def _infer(core: Core, *words: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "agent", "infer", "echo", "--config", str(core.config), *words]
+    return subprocess.run(command, capture_output=True, input=input, timeout=60)
