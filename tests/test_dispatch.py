@@ -304,3 +304,25 @@ def test_a_worker_that_settles_what_is_late_is_left_alone_a_second_longer() -> N
     assert worker.alive
     bench.clock.advance(0.2)
     assert bench.codes("a") == ["FUNCTION_TIMEOUT"]
+
+
+def test_a_crowded_function_says_so_and_what_an_earlier_run_took_takes_no_room() -> None:
+    from agent.inference.queueing import MAX_QUEUED, WorkQueue
+
+    queue = WorkQueue()
+    settle = lambda request, outcome: None  # noqa: E731
+    for n in range(3 * MAX_QUEUED):
+        assert queue.put(Request("f", "t", b"x", None, str(n), settle, admitted=True))
+    assert not queue.is_crowded
+    for n in range(MAX_QUEUED):
+        assert queue.is_crowded == (n > MAX_QUEUED // 2)
+        assert queue.put(Request("f", "t", b"x", None, str(n), settle))
+    assert not queue.put(Request("f", "t", b"x", None, "one more", settle))
+    for _ in range(4 * MAX_QUEUED):
+        queue.get()
+    assert not queue.requests
+    assert not queue.is_crowded
+
+
+def test_a_dispatcher_knows_which_function_is_crowded() -> None:
+    assert not Dispatcher().crowded("nobody")

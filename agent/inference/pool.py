@@ -129,7 +129,7 @@ class Pool:
     @property
     def crowded(self) -> bool:
         """Whether more requests wait than is good: who can wait elsewhere should."""
-        return self._queue.is_crowded
+        return self.queue.is_crowded
 
     def open(self) -> None:
         """Starts the workers; on demand, the first."""
