@@ -20,7 +20,7 @@ from typing import Any
 from agent import instance
 from agent.activation import Activation
 from agent.capture.desk import CaptureDesk
-from agent.capture.keeper import Hold, Settled
+from agent.capture.settled import Hold, Settled
 from agent.cloud import reports
 from agent.cloud.job_channel import JobChannel
 from agent.cloud.outbox import Outbox

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from agent.capture.budget import DAY_S, Budget
-from agent.capture.keeper import Keeper, Settled
+from agent.capture.keeper import Keeper
 from agent.capture.policy import Capture, Entropy, Random
 from agent.capture.received import parse
 from agent.capture.samples import Sample
+from agent.capture.settled import Settled
 from agent.inference.requests import Kept, Origin
 from agent.messages import JSON, Outbound
 from tests.agent_kit import CORE, function, subscription

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from agent.capture import scores
 from agent.capture.drift import DriftMeter, ks, psi
-from agent.capture.judges import Bench, Seen
+from agent.capture.judges import Bench
 from agent.capture.policy import (
     AllOf,
     AnyOf,
@@ -35,6 +35,7 @@ from agent.capture.policy import (
     Strategy,
 )
 from agent.capture.rules import RuleError, parse
+from agent.capture.seen import Seen
 from agent.deployment.captures import read_capture
 from agent.deployment.fields import Fields, Problems
 from agent.messages import BINARY, JSON, MSGPACK

@@ -12,9 +12,10 @@ import msgpack
 import pytest
 
 from agent.capture.budget import Budget
-from agent.capture.keeper import Hold, Keeper, Settled
+from agent.capture.keeper import Keeper
 from agent.capture.policy import Capture, Random
 from agent.capture.samples import Sample
+from agent.capture.settled import Hold, Settled
 from agent.errors import FunctionError, RejectedError
 from agent.inference.requests import Answer, Failure, Kept, Origin, Request
 from agent.messages import BINARY, JSON, MSGPACK, Inbound, Outbound, Properties

@@ -26,6 +26,8 @@ PURE = (
     "agent.capture.rules",
     "agent.capture.samples",
     "agent.capture.scores",
+    "agent.capture.seen",
+    "agent.capture.settled",
     "agent.inference.deadlines",
     "agent.inference.dispatch",
     "agent.inference.pool",

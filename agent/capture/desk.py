@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from agent.capture import memory
 from agent.capture.budget import Budget
-from agent.capture.keeper import Hold, Keeper, Settled, encoding_of
+from agent.capture.keeper import Keeper, encoding_of
 from agent.capture.policy import Capture
 from agent.capture.samples import Sample
+from agent.capture.settled import Hold, Settled
 from agent.capture.uploads import Uploads
 from agent.deployment.threads import in_thread
 from agent.errors import RejectedError

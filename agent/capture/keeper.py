@@ -6,23 +6,22 @@ Clock, randomness, the way out and the place for what is too large for a message
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from agent.capture.budget import Budget
-from agent.capture.judges import Bench, Seen
+from agent.capture.judges import Bench
 from agent.capture.policy import Capture
 from agent.capture.samples import Payload, Sample, size, to_json, to_msgpack
+from agent.capture.seen import Seen
+from agent.capture.settled import Hold, Settled, Tally
 from agent.errors import RejectedError
-from agent.inference.requests import Kept, Origin
+from agent.inference.requests import Origin
 from agent.messages import JSON, MSGPACK, Outbound, Properties
 
 log = logging.getLogger(__name__)
 
 ASKED = 1.0  # the value of what a function asks for
-Hold = Callable[[], Callable[[], None]]
 
 
 class Ports(Protocol):
@@ -40,45 +39,6 @@ class Ports(Protocol):
 
     def spill(self, sample: Sample, done: Callable[[], None]) -> str | None:
         """Keeps a sample whose payloads go to S3 first; else why not: ``too_large`` (no such place), ``disk``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """A request that a function has answered.
-
-    Attributes:
-        id: the sample's id, if it becomes one.
-        given: the request's payload.
-        made: the first result's.
-        asked: the samples that the function itself asks for.
-    """
-
-    id: str
-    origin: Origin
-    topic: str
-    given: Payload
-    made: Payload | None
-    asked: Sequence[Kept] = ()
-
-
-@dataclass(slots=True)
-class Tally:
-    """What became of one function's requests: how many were seen, kept by reason, dropped by why, without scores."""
-
-    seen: int = 0
-    kept: Counter[str] = field(default_factory=Counter)
-    bytes: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    without_scores: int = 0
-
-    def told(self) -> dict[str, Any]:
-        return {
-            "seen": self.seen,
-            "kept": dict(self.kept),
-            "bytes": self.bytes,
-            "dropped": dict(self.dropped),
-            "without_scores": self.without_scores,
-        }
 
 
 class Keeper:

@@ -11,7 +11,6 @@ from typing import Final
 
 from agent.capture import rules
 from agent.capture.drift import DISTANCES
-from agent.capture.judges import scores_names
 from agent.capture.policy import (
     MEASURES,
     AllOf,
@@ -27,6 +26,7 @@ from agent.capture.policy import (
     Rate,
     Strategy,
 )
+from agent.capture.seen import scores_names
 from agent.deployment.fields import Fields, nearest, shown
 
 MAX_PARTS: Final = 10

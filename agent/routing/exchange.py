@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from agent.capture.keeper import Hold, Settled
+from agent.capture.settled import Hold, Settled
 from agent.errors import AgentError, FunctionError, RejectedError
 from agent.inference.requests import Answer, Failure, Origin, Request
 from agent.messages import JSON, Inbound, Outbound, Properties
