@@ -207,7 +207,7 @@ class Agent:
         with contextlib.suppress(Exception):
             await self.deployer.close()
         await self.activation.stop(DRAIN_S)
-        self.shadows.close()
+        await asyncio.to_thread(self.shadows.close)
         await self.outbox.stop()
         for name, link in self.links.items():
             last = reports.retained(self._topics.state, self.state(online=False))

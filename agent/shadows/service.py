@@ -61,7 +61,7 @@ class Shadows:
             self._ask(thing, operation, payload, done)
 
     def close(self) -> None:
-        """Ends the thread, once it has done what it was asked."""
+        """Ends the thread, once it has done what it was asked. Blocks until then: not for the loop's thread."""
         self._thread.shutdown()
 
     def _ask(self, thing: str, operation: str, payload: bytes, done: Callable[[bytes], None]) -> None:
