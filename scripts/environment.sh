@@ -147,10 +147,21 @@ install_environment() {
     local name=$1 place=$ROOT/.venvs/$1 now
     now=$(environment_stamp "$name")
     if [ "$(cat "$place/.marram" 2>/dev/null)" = "$now" ] && "$place/bin/python" -c pass 2>/dev/null; then return; fi
-    rm -rf "$place"
-    quietly "install $name into .venvs/$name (half a minute, once)" \
-        "$ROOT/scripts/install-runtime" "$name"
-    printf '%s\n' "$now" >"$place/.marram"
+    mkdir -p "$ROOT/.venvs"
+    rm -rf "$place" "$place.unfit"
+    say "- install $name into .venvs/$name (half a minute, once)"
+    local log
+    log=$(mktemp)
+    if "$ROOT/scripts/install-runtime" "$name" >"$log" 2>&1; then
+        printf '%s\n' "$now" >"$place/.marram"
+    elif grep -q PYTHON_UNFIT "$log"; then
+        # The tests that need it say so when they skip; any other failure is one.
+        grep PYTHON_UNFIT "$log" | tee "$place.unfit" >&2
+    else
+        tail -n 40 "$log" >&2
+        fail "could not install $name into .venvs/$name"
+    fi
+    rm -f "$log"
 }
 
 environment_stamp() {

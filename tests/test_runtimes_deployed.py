@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +47,8 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Version]:
         network = save_network(root / f"network-{k}.npz", trained(k))
         for name, given in arguments.items():
             given += [network, root / f"{name}-{k}"]
-    for name, given in arguments.items():
-        run_in(name, f"{name}_models.py", *given)
+    with ThreadPoolExecutor() as together:  # most of it is the libraries' import
+        list(together.map(lambda name: run_in(name, f"{name}_models.py", *arguments[name]), arguments))
     return [_version(root, k) for k in range(2)]
 
 
