@@ -19,7 +19,7 @@ class FilterSet:
 
     Args:
         known: in force in the broker's session from an earlier run.
-        changed: called with the set in force, before a SUBSCRIBE leaves and after an UNSUBACK.
+        changed: called with the set in force, before a SUBSCRIBE leaves and after the last UNSUBACK of a round.
     """
 
     def __init__(self, known: Iterable[str], changed: Callable[[frozenset[str]], None]) -> None:
@@ -29,12 +29,14 @@ class FilterSet:
         self._in_force = frozenset(known)
         self._wanted: tuple[str, ...] = ()
         self._confirmed: set[str] = set()
+        self._unanswered: set[str] = set()  # of those that are wanted
+        self._gone: set[str] = set()  # unsubscribed in the round that is under way
         self._under_way: dict[int, tuple[bool, Sequence[str]]] = {}  # packet id -> (subscribe, filters)
 
     @property
     def settled(self) -> bool:
         """Whether every wanted filter was answered on this connection."""
-        return all(subject in self._confirmed or subject in self.refused for subject in self._wanted)
+        return not self._unanswered
 
     @property
     def under_way(self) -> bool:
@@ -45,12 +47,14 @@ class FilterSet:
         """The set that should be in force; a filter that was refused before is asked for again."""
         self._wanted = tuple(dict.fromkeys(filters))
         self.refused.clear()
+        self._unanswered = set(self._wanted).difference(self._confirmed)
 
     def connected(self, session_present: bool) -> None:
         """A new connection: everything wanted is subscribed again, whatever the broker remembers."""
         self._confirmed.clear()
         self._under_way.clear()
         self.refused.clear()
+        self._unanswered = set(self._wanted)
         if not session_present:
             self._set_in_force(frozenset())
 
@@ -58,7 +62,7 @@ class FilterSet:
         """(subscribe?, filters a packet); no packets where there is nothing to do or an answer is outstanding."""
         if self._under_way:
             return True, []
-        new = [one for one in self._wanted if one not in self._confirmed and one not in self.refused]
+        new = [one for one in self._wanted if one in self._unanswered]
         if new:
             self._set_in_force(self._in_force.union(new))
             return True, _packets(new)
@@ -74,12 +78,18 @@ class FilterSet:
         subscribe, filters = self._under_way.pop(packet_id, (False, ()))
         if not subscribe:
             self._confirmed.difference_update(filters)
-            self._set_in_force(self._in_force.difference(filters))
+            self._unanswered.update(set(filters).intersection(self._wanted))
+            self._gone.update(filters)
+            if not self._under_way:
+                self._set_in_force(self._in_force.difference(self._gone))
+                self._gone.clear()
             return {}
         refused = {one: code for one, code in zip(filters, codes, strict=False) if code >= REFUSED}
         self._confirmed.update(one for one in filters if one not in refused)
+        self._unanswered.difference_update(filters)
         self.refused.update(refused)
-        self._set_in_force(self._in_force.difference(refused))
+        if refused:
+            self._set_in_force(self._in_force.difference(refused))
         return refused
 
     def _set_in_force(self, filters: frozenset[str]) -> None:
