@@ -324,5 +324,14 @@ def test_a_crowded_function_says_so_and_what_an_earlier_run_took_takes_no_room()
     assert not queue.is_crowded
 
 
-def test_a_dispatcher_knows_which_function_is_crowded() -> None:
-    assert not Dispatcher().crowded("nobody")
+def test_a_pool_that_nobody_serves_is_crowded_when_its_queue_is_half_full() -> None:
+    bench = Bench()
+    bench.pool.open()
+    bench.submit(*(str(i) for i in range(MAX_QUEUED // 2)))
+    assert not bench.pool.crowded
+    bench.submit("more", "still more")
+    assert bench.pool.crowded
+    dispatcher = Dispatcher()
+    dispatcher.pools["f"] = bench.pool
+    assert dispatcher.crowded("f")
+    assert not dispatcher.crowded("nobody")
