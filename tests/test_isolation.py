@@ -12,6 +12,7 @@ import pytest
 
 from tests.agent_kit import Core, function, subscription
 from tests.conftest import Site
+from tests.load_kit import Load
 from tests.mqtt_kit import PlainClient, wait_until
 from tests.test_main_job import ask
 
@@ -192,3 +193,34 @@ def test_a_disk_is_not_filled(site: Site, core: Core, attack: Attack) -> None:
     assert outcome["error"]["code"] == "DISK_SIZE_EXCEEDED", outcome
     attack.others_are_well()
     wait_until(lambda: "got" in attack.ask({"try": "look"}), "the function to be there again")
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("hang", "WORKER_HUNG"),
+        ("crash", "WORKER_CRASHED"),
+        ("allocate", "OUT_OF_MEMORY"),
+        ("linger", "FUNCTION_TIMEOUT"),
+    ],
+)
+def test_a_bad_function_does_not_slow_the_others_down(
+    site: Site, core: Core, attack: Attack, soak: bool, record_property: Any, how: str, code: str
+) -> None:
+    """In turns, alone and beside the bad one: so what else the machine does counts on both sides."""
+    rounds, count = (20, 250) if soak else (2, 40)
+    core.deploy(group("d1", burglar(Timeout=2, MemorySize=200_000)))
+    with site.device("load") as device:
+        alone, beside = (Load(device, "try/echo", lambda n: {"n": n}, window=1, rate=150) for _ in range(2))
+        for _ in range(rounds):
+            alone.listen().run(count)
+            bad = attack.start({"try": how})
+            beside.listen().run(count)
+            assert attack.outcome(bad)["error"]["code"] == code
+    assert len(alone.answers) == len(beside.answers) == rounds * count
+    assert not any("error" in each for answers in beside.answers.values() for each in answers)
+    ratio = beside.p(0.99) / alone.p(0.99)
+    record_property("p99_alone_ms", round(alone.p(0.99) * 1000, 2))
+    record_property("p99_beside_ms", round(beside.p(0.99) * 1000, 2))
+    record_property("ratio", round(ratio, 2))
+    assert not soak or ratio < 1.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -111,7 +112,17 @@ def linger() -> None:
     time.sleep(60)
 
 
+def crash() -> None:
+    time.sleep(0.2)
+    ctypes.string_at(0)
+
+
+def hang() -> None:
+    """In native code that keeps the interpreter."""
+    ctypes.PyDLL(None).pause()
+
+
 ATTACKS: dict[str, Any] = {
     each.__name__: each
-    for each in (look, spy, end, read, write, connect, fork, allocate, allocate_in_children, fill, linger)
+    for each in (look, spy, end, read, write, connect, fork, allocate, allocate_in_children, fill, linger, crash, hang)
 }
