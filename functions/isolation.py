@@ -17,7 +17,10 @@ and the key ``mounts`` for functions.mounts, which stands alone where the functi
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +33,7 @@ from functions.system_calls import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
     CLONE_NEWNS,
+    CLONE_NEWPID,
     MS_BIND,
     MS_NODEV,
     MS_NOEXEC,
@@ -120,7 +124,8 @@ def _contain(asked: Mapping[str, Any], mounted: Mapping[str, Any], warnings: lis
             libc.unshare(flags)
             whose = "namespace"
         except PermissionError:
-            mounts.as_user(libc, flags)
+            mounts.as_user(libc, flags | CLONE_NEWPID)
+            _go_on_as_first_process(libc)
             whose = "user namespace"
         libc.mount(None, "/", MS_REC | MS_SLAVE)  # mounts of the host still arrive, and leave; ours stay here
         warnings += _build(libc, asked, mounted)
@@ -132,6 +137,31 @@ def _contain(asked: Mapping[str, Any], mounted: Mapping[str, Any], warnings: lis
         return ""
     os.environ.pop("TMPDIR", None)
     return whose
+
+
+def _go_on_as_first_process(libc: Libc) -> None:
+    """Goes on as the first process of the new PID namespace; the one until now waits for its end, and ends like it.
+
+    An agent that is root starts its workers there; any other may not. Little is loaded yet, and shared.
+    """
+    child = os.fork()
+    if child == 0:
+        return
+    libc.end_with_parent()
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.kill(os.getpid(), number)
+    os._exit(os.WEXITSTATUS(status))
+
+
+def _mount_proc(libc: Libc) -> None:
+    """Shows only the processes of this namespace, where the kernel allows it: not below what hides parts of /proc."""
+    with contextlib.suppress(PermissionError):
+        libc.mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "proc")
 
 
 def _build(libc: Libc, asked: Mapping[str, Any], mounted: Mapping[str, Any]) -> list[str]:
@@ -150,7 +180,7 @@ def _build(libc: Libc, asked: Mapping[str, Any], mounted: Mapping[str, Any]) -> 
         if not any(covers.is_within(place, cover) for cover in covered):
             libc.mount(place, place, MS_BIND | MS_REC)
     if os.getpid() == 1:
-        libc.mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "proc")
+        _mount_proc(libc)
     libc.make_all_read_only()
     for place in (*writable, *(each[1] for each in shown if each[2]), *covers.TEMPORARY):
         if os.path.isdir(place):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,6 +196,73 @@ def test_a_disk_is_not_filled(site: Site, core: Core, attack: Attack) -> None:
     assert outcome["error"]["code"] == "DISK_SIZE_EXCEEDED", outcome
     attack.others_are_well()
     wait_until(lambda: "got" in attack.ask({"try": "look"}), "the function to be there again")
+
+
+ENTER = """
+import ctypes, encodings.ascii, errno, json, os, sys  # what is below /root cannot be read later
+sys.path.insert(0, {path!r})
+from functions import errors, isolation, mounts
+if {denied!r}:  # no kernel knows these flags: as on a machine that allows none of it
+    isolation.CLONE_NEWNS = mounts.CLONE_NEWNS = mounts.CLONE_NEWUSER = -1
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid({user}, {user}, {user})
+    os.setresuid({user}, {user}, {user})
+    ctypes.CDLL(None).prctl(4, 1)  # as a process of that user that was started by exec
+outside = os.getppid()
+os.chdir({state!r} + "/home")
+def attempt(what, *args):
+    try:
+        what(*args)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+try:
+    entered = isolation.enter({asked!r})
+except errors.StartError as error:
+    print(json.dumps([error.code]))
+else:
+    print(json.dumps([
+        entered.isolation, os.getpid(), attempt(os.kill, outside, 0), attempt(open, {state!r} + "/secret"),
+        attempt(open, "mine", "w"), attempt(open, "/etc/marram-burglar", "w"), len(entered.warnings),
+    ]), flush=True)
+"""
+
+
+def enter(*, denied: bool = False, demanded: str | None = None) -> list[Any]:
+    """What becomes of a worker that tries to isolate itself as a user who is not root."""
+    user = 65534 if AS_ROOT else os.geteuid()
+    with tempfile.TemporaryDirectory() as state:
+        os.chmod(state, 0o755)
+        for each in ("home", "stage"):
+            os.mkdir(f"{state}/{each}")
+            os.chown(f"{state}/{each}", user, -1)
+        Path(state, "secret").write_text(SECRET)
+        asked = {
+            "isolation": {
+                "contained": True, "demanded": demanded, "user": None, "network": False, "devices": [],
+                "hidden": [state], "needed": [[f"{state}/home", f"{state}/home", True]], "tmp_bytes": 1 << 20,
+                "limits": {"tasks": 64, "file_bytes": 1 << 20},
+            },
+            "mounts": {"read_only": [state], "writable": [f"{state}/home"], "shown": [], "stage": f"{state}/stage"},
+        }  # fmt: skip
+        root = str(Path(__file__).parent.parent)
+        code = ENTER.format(path=root, denied=denied, user=user, state=state, asked=asked)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return list(json.loads(done.stdout))
+
+
+def test_an_agent_that_is_not_root_contains_its_functions_too() -> None:
+    tier, pid, signalled, secret, own, etc, warnings = enter()
+    assert (tier, pid, signalled, secret, own, warnings) == ("namespace", 1, "ESRCH", "ENOENT", "done", 0)
+    assert etc in ("EROFS", "EACCES")
+
+
+def test_a_machine_that_allows_no_namespaces_says_so() -> None:
+    tier, *_, warnings = enter(denied=True)
+    assert (tier, warnings > 0) == ("process", True)
+    assert enter(denied=True, demanded="namespace") == ["ISOLATION_NOT_AVAILABLE"]
 
 
 @pytest.mark.parametrize(
