@@ -77,6 +77,8 @@ def test_a_cover_widens_no_more_than_it_must() -> None:
     assert topics.disjoint_cover(["a/b", "a/+", "c"]) == {"a/+", "c"}
     assert topics.disjoint_cover(["a/b/+", "a/+/c"]) == {"a/+/+"}
     assert topics.disjoint_cover(["a/b", "a/c"]) == {"a/b", "a/c"}
+    assert topics.disjoint_cover(["$x/a", "+/a", "#"]) == {"$x/a", "#"}
+    assert topics.disjoint_cover(["a", "a/#", "a/b/c"]) == {"a/#"}
 
 
 SUBSCRIPTIONS = st.lists(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import shutil
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.bench import jobs, machine, setting_up, summary
-from tests.bench.contenders import CONTENDERS, Site, running
+from tests.bench import deploying, footprint, growth, jobs, machine, page, setting_up, summary
+from tests.bench.contenders import CONTENDERS, running
 from tests.bench.places import PAGES
+from tests.bench.running import Site
 from tests.mqtt_kit import Mosquitto
 
 # Brokers that get in nobody's way: what is compared is what stands behind them.
@@ -24,63 +27,111 @@ def tell(text: str) -> None:
     print(f"- {text}", file=sys.stderr, flush=True)
 
 
+PARTS = ("jobs", "footprint", "floor", "under_load", "subscriptions", "functions", "records", "payloads")
+
+
 def options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute's subset, which only shows that the bench runs")
+    parser.add_argument("--parts", default=None, help=f"of {', '.join(PARTS)}; separated by commas")
     parser.add_argument("--jobs", default=None, help=f"of {', '.join(jobs.JOBS)}; separated by commas")
     parser.add_argument("--only", default=None, help=f"contenders, of {', '.join(CONTENDERS)}; separated by commas")
     parser.add_argument("--rounds", type=int, default=None, help="how often all take their turn (20; quick: 2)")
     parser.add_argument("--seconds", type=float, default=None, help="of one run, in place of each job's own")
-    parser.add_argument(
-        "--out", type=Path, default=None, help=f"where results and pages go ({PAGES.name}; quick: none)"
-    )
+    parser.add_argument("--out", type=Path, default=None, help="where the page goes (docs/benchmarks; quick: none)")
     found = parser.parse_args(argv)
     found.rounds = found.rounds or (2 if found.quick else 20)
-    found.jobs = found.jobs.split(",") if found.jobs else list(jobs.QUICK if found.quick else jobs.JOBS)
-    chosen = found.only.split(",") if found.only else list(jobs.QUICK_CONTENDERS if found.quick else CONTENDERS)
-    for name, known in ((j, jobs.JOBS) for j in found.jobs):
-        if name not in known:
-            parser.error(f"no job {name!r}; there are {', '.join(known)}")
-    for name in chosen:
-        if name not in CONTENDERS:
-            parser.error(f"no contender {name!r}; there are {', '.join(CONTENDERS)}")
-    wanted = {each for job in found.jobs for each in jobs.JOBS[job].contenders}
-    found.only = [each for each in CONTENDERS if each in chosen and each in wanted]
-    if found.out is None and not found.quick:
-        found.out = PAGES
-    if found.seconds is None and found.quick:
-        found.seconds = 0.2
+    found.seconds = found.seconds or (0.2 if found.quick else None)
+    found.out = found.out or (None if found.quick else PAGES)
+    whole = jobs.JOBS if not found.quick else jobs.QUICK
+    found.parts = _chosen(parser, "part", found.parts, PARTS, ("jobs",) if found.quick or found.jobs else PARTS)
+    found.jobs = _chosen(parser, "job", found.jobs, jobs.JOBS, whole)
+    among = jobs.QUICK_CONTENDERS if found.quick else CONTENDERS
+    found.only = _chosen(parser, "contender", found.only, CONTENDERS, among)
     return found
+
+
+def _chosen(
+    parser: argparse.ArgumentParser, what: str, given: str | None, known: Iterable[str], otherwise: Iterable[str]
+) -> list[str]:
+    """The names in `given`, in the order of `known`."""
+    names = given.split(",") if given else list(otherwise)
+    for name in names:
+        if name not in known:
+            parser.error(f"no {what} {name!r}; there are {', '.join(known)}")
+    return [name for name in known if name in names]
 
 
 def main(argv: list[str] | None = None) -> int:
     chosen = options(argv)
-    set_up(chosen.only, quick=chosen.quick)
+    set_up(chosen)
     began_s = time.monotonic()
-    directory = Path(tempfile.mkdtemp(prefix="marram-bench-"))
+    directory = Path(tempfile.mkdtemp(prefix="marram-bench-", dir=os.environ.get("TMPDIR")))
     found: dict[str, Any] = {"command": "scripts/bench", "machine": machine.described(), "rounds": chosen.rounds}
+    failed = found["failed"] = []
     try:
-        found["samples"] = measure_jobs(directory, chosen)
+        for part in chosen.parts:
+            try:
+                found["samples" if part == "jobs" else part] = measured(part, directory / part, chosen)
+            except Exception as error:  # the other parts are worth having
+                traceback.print_exc()
+                failed.append(f"{part} ({type(error).__name__}: {str(error)[:200]})")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     found["seconds"] = round(time.monotonic() - began_s)
-    print_table(found["samples"], chosen.jobs)
+    print_table(found.get("samples", []), chosen.jobs)
+    print("\n" + "\n".join(page.target_table(found)))
     if chosen.out:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        (chosen.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-        tell(f"written to {chosen.out}")
-    return 0
+        page.write(found, chosen.out)
+        tell(f"written to {chosen.out}, after {found['seconds']} s")
+    return 1 if failed else 0
 
 
-def set_up(contenders: list[str], *, quick: bool) -> None:
+def set_up(chosen: argparse.Namespace) -> None:
+    """Installs what the chosen parts compare."""
     setting_up.compile_c("load", tell)
-    if "c-echo" in contenders:
+    if chosen.quick:
+        return
+    alone = footprint.CONTENDERS if "footprint" in chosen.parts else ()
+    wanted = {each for job in chosen.jobs for each in jobs.JOBS[job].contenders if "jobs" in chosen.parts} | {*alone}
+    names = [each for each in chosen.only if each in wanted]
+    if "c-echo" in names:
         setting_up.compile_c("echo", tell, "-lmosquitto")
-    if any(each.startswith("loop") for each in contenders) and not quick:
+    if any(each.startswith("loop") for each in names):
         setting_up.install_loop(tell)
+    if any(each.startswith("mlserver") for each in names):
+        setting_up.install_mlserver(tell)
+    if "node-red" in names:
+        setting_up.install_node_red(tell)
+
+
+def measured(part: str, directory: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a part finds, on a broker of its own where it needs one."""
+    directory.mkdir()
+    few = max(chosen.rounds // 4, 1)
+    tell(part)
+    if part == "jobs":
+        return measure_jobs(directory, chosen)
+    if part == "floor":
+        return list(deploying.beside_its_floor(directory / "floor", few))
+    if part == "records":
+        return growth.records(directory / "records", tell)
+    with broker_in(directory / "broker", stock=False) as broker:
+        site = Site(broker.port, directory / "site")
+        site.directory.mkdir()
+        names = [each for each in footprint.CONTENDERS if each in chosen.only]
+        runs: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+            "footprint": lambda: footprint.run(site, names, few, tell),
+            "under_load": lambda: deploying.under_load(site, few, tell),
+            "subscriptions": lambda: growth.subscriptions(site, few, tell),
+            "functions": lambda: growth.functions(site, tell),
+            "payloads": lambda: growth.payloads(site, few, tell),
+        }
+        return list(runs[part]())
 
 
 def measure_jobs(directory: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """The samples of all jobs: those with the stock broker on one, all others on another."""
     samples: list[dict[str, Any]] = []
     for stock in (False, True):
         names = [each for each in chosen.jobs if jobs.JOBS[each].stock == stock]
@@ -88,8 +139,7 @@ def measure_jobs(directory: Path, chosen: argparse.Namespace) -> list[dict[str, 
         contenders = [each for each in chosen.only if each in wanted]
         if not contenders:
             continue
-        broker = broker_in(directory / f"broker-{stock}", stock=stock)
-        with broker:
+        with broker_in(directory / f"broker-{stock}", stock=stock) as broker:
             assert broker.process
             site = Site(broker.port, directory / f"site-{stock}")
             site.directory.mkdir()

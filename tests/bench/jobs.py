@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.bench import processes
-from tests.bench.contenders import Running
 from tests.bench.load import measure
+from tests.bench.running import Running
 
 LOOP: Final = "loop"
 EVERY: Final = ("broker", "c-echo", "loop", "loop-typed", "loop-late", "loop-orjson", "agent", "agent-2", "endpoint",

@@ -74,3 +74,8 @@ def endpoint_request() -> bytes:
 def image_request() -> bytes:
     """A raw image whose first eight bytes are the request's number."""
     return NUMBER.encode() + np.random.default_rng(4).bytes(224 * 224 * 3 - 8)
+
+
+def bytes_request(size: int) -> bytes:
+    """So many bytes that begin with the request's number."""
+    return NUMBER.encode() + np.random.default_rng(5).bytes(size - 8)
