@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.cloud import lanes
 from agent.cloud import outbox as module
 from agent.cloud.outbox import WINDOW, Outbox
 from agent.cloud.spool import Spool
 from agent.errors import RejectedError, TransientError
-from agent.messages import Outbound
+from agent.messages import Outbound, Properties
+from agent.settings import SpoolLimits
 
 DEADLINE_S = 20.0
+LIMITS = SpoolLimits(tries=3)
 
 
 class Broker:
@@ -26,6 +30,8 @@ class Broker:
         self.connected = connected
         self.acknowledges = acknowledges
         self.arrived: list[str] = []
+        self.outs: list[Outbound] = []
+        self.refuses: dict[str, str] = {}  # topics, and why
         self.most_in_flight = 0
         self.full = False
         self._in_flight: list[tuple[Outbound, Callable[[], None] | None]] = []
@@ -44,7 +50,12 @@ class Broker:
         if out.payload == b"too large":
             raise RejectedError("MESSAGE_TOO_LARGE", "too large")
         self.arrived.append(out.topic)
+        self.outs.append(out)
         self._changed.set()
+        why = self.refuses.get(out.topic)
+        if why is not None and refused is not None:
+            asyncio.get_running_loop().call_soon(refused, why, why == "quota exceeded")
+            return
         if not out.qos:
             if done:
                 done()
@@ -93,7 +104,7 @@ class Core:
     def __init__(self, spool: Spool, **brokers: Broker) -> None:
         self.spool = spool
         self.links = brokers
-        self.outbox = Outbox(spool, brokers)
+        self.outbox = Outbox(spool, brokers, LIMITS)
         self.safe: list[str] = []
         self._safe_changed = asyncio.Event()
 
@@ -117,7 +128,7 @@ class Core:
 
 @asynccontextmanager
 async def core(folder: Path, **brokers: Broker) -> AsyncIterator[Core]:
-    spool = Spool(folder / "spool.db", loop=asyncio.get_running_loop())
+    spool = Spool(folder / "spool.db", loop=asyncio.get_running_loop(), limits=LIMITS)
     await spool.open()
     made = Core(spool, **brokers)
     try:
@@ -325,5 +336,85 @@ def test_a_link_that_is_full_for_now_is_tried_again(tmp_path: Path, monkeypatch:
             await cloud.has(3)
             assert cloud.arrived == names(3)
             await it.empty()
+
+    run(main)
+
+
+@pytest.mark.parametrize("straight", [True, False])
+def test_what_a_broker_refuses_for_good_is_a_dead_letter_and_can_be_tried_again(tmp_path: Path, straight: bool) -> None:
+    async def main() -> None:
+        cloud = Broker(connected=straight)
+        cloud.refuses["t/1"] = "not authorized"
+        async with core(tmp_path, cloud=cloud) as it:
+            for topic in names(3):
+                it.send(topic)
+            await it.all_safe(3)
+            cloud.come_back()
+            it.outbox.link_up("cloud")
+            await it.empty()
+            (letter,) = await it.spool.dead_letters()
+            assert (letter.topic, letter.why, it.spool.dead) == ("t/1", "not authorized", 1)
+            assert it.outbox.refused == {"cloud": 1}
+            assert cloud.arrived == names(3)
+            cloud.refuses.clear()
+            await it.spool.exhume([letter.seq], retry=True)
+            await it.empty()
+            assert cloud.arrived == [*names(3), "t/1"]
+            assert it.spool.dead == 0
+
+    run(main)
+
+
+def test_what_a_broker_refuses_for_now_is_tried_some_times_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "FIRST_PAUSE_S", 0.01)
+
+    async def main() -> None:
+        cloud = Broker(connected=False)
+        cloud.refuses = dict.fromkeys(names(4), "quota exceeded")
+        async with core(tmp_path, cloud=cloud) as it:
+            for topic in names(4):
+                it.send(topic)
+            it.send("sample", "capture")
+            await it.all_safe(5)
+            cloud.come_back()
+            it.outbox.link_up("cloud")
+            await cloud.until(lambda: cloud.arrived.count("t/0") == 2)  # alone: the others wait behind it
+            assert cloud.arrived.count("t/1") == 1
+            assert "sample" in cloud.arrived, "another class is not held up"
+            for topic in names(4, 1):
+                del cloud.refuses[topic]
+            await it.empty()
+            assert cloud.arrived.count("t/0") == LIMITS.tries
+            (letter,) = await it.spool.dead_letters()
+            assert (letter.topic, letter.why) == ("t/0", "quota exceeded, 3 times")
+            assert [topic for topic in cloud.arrived if topic != "sample"][-3:] == names(4, 1)
+
+    run(main)
+
+
+def test_what_was_spooled_has_a_lasting_id_and_what_is_left_of_its_expiry(tmp_path: Path) -> None:
+    async def main() -> None:
+        cloud = Broker(connected=False, acknowledges=False)
+        async with core(tmp_path, cloud=cloud) as it:
+            own = Properties(user=(("id", "the sender's"),))
+            for n, properties in enumerate((Properties(expiry_s=3600), own, Properties(expiry_s=0))):
+                out = Outbound(f"t/{n}", b"", properties=properties)
+                it.outbox.send("cloud", "result", out, partial(it._is_safe, f"t/{n}"))
+            await it.all_safe(3)
+            cloud.come_back()
+            it.outbox.link_up("cloud")
+            await cloud.has(2)
+            first, second = (out.properties for out in cloud.outs)
+            assert 3590 < (first.expiry_s or 0) <= 3600
+            assert second.user == (("id", "the sender's"),)
+            assert it.spool.expired == {"result": 1}
+            cloud.lose()  # nobody knows whether they arrived
+        again = Broker()
+        async with core(tmp_path, cloud=again) as it:
+            it.outbox.link_up("cloud")
+            await it.empty()
+            assert [out.properties.user for out in again.outs] == [first.user, second.user]
 
     run(main)
