@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from agent.errors import FunctionError
-from agent.inference.pool import Pool, PoolLimits
-from agent.inference.requests import Answer, Examination, Failure, Origin, Request, Worker
-
-__all__ = ["Answer", "Dispatcher", "Examination", "Failure", "Origin", "Pool", "PoolLimits", "Request", "Worker"]
+from agent.inference.pool import Pool
+from agent.inference.requests import Failure, Origin, Request
 
 
 class Dispatcher:
