@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.bench import deploying, footprint, growth, jobs, machine, page, setting_up, summary
 from tests.bench.contenders import CONTENDERS, running
-from tests.bench.places import PAGES
+from tests.bench.places import PAGES, ROOT
 from tests.bench.running import Site
 from tests.mqtt_kit import Mosquitto
 
@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     print("\n" + "\n".join(page.target_table(found)))
     if chosen.out:
         page.write(found, chosen.out)
+        if chosen.out == PAGES and set(chosen.parts) == set(PARTS):
+            page.write_readme(found, ROOT / "README.md")
         tell(f"written to {chosen.out}, after {found['seconds']} s")
     return 1 if failed else 0
 
@@ -108,7 +110,7 @@ def set_up(chosen: argparse.Namespace) -> None:
 def measured(part: str, directory: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """What a part finds, on a broker of its own where it needs one."""
     directory.mkdir()
-    few = max(chosen.rounds // 4, 1)
+    few = max(chosen.rounds // 5, 1)
     tell(part)
     if part == "jobs":
         return measure_jobs(directory, chosen)

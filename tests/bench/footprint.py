@@ -13,7 +13,7 @@ from tests.bench.running import Running, Site
 
 CONTENDERS: Final = ("loop", "agent", "endpoint", "agent-2", "node-red", "mlserver", "mlserver-default")
 SETTLE_S: Final = 1.0
-IDLE_S: Final = 4.0
+IDLE_S: Final = 3.0
 
 
 def run(

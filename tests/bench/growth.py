@@ -105,8 +105,8 @@ def payloads(site: Site, rounds: int, tell: Tell) -> Iterator[dict[str, Any]]:
             tell(f"payloads, round {number + 1} of {rounds}")
             for size in PAYLOADS:
                 way = dataclasses.replace(first, payload=site.request(f"bytes-{size}"))
-                one = measure(way, qos=1, seconds=0.5)
-                many = measure(way, qos=1, window=8, seconds=0.5)
+                one = measure(way, qos=1, seconds=0.3)
+                many = measure(way, qos=1, window=8, seconds=0.3)
                 yield {"size": size, "round": number, "p50_us": one.latency_us.get("p50"), "rate": many.rate}
     finally:
         contender.stop()

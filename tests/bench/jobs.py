@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,6 +16,8 @@ LOOP: Final = "loop"
 EVERY: Final = ("broker", "c-echo", "loop", "loop-typed", "loop-late", "loop-orjson", "agent", "agent-2", "endpoint",
                 "endpoint-2", "node-red", "mlserver")  # fmt: skip
 ONE_WORKER: Final = ("broker", "c-echo", "loop", "loop-late", "agent", "endpoint", "node-red", "mlserver")
+WARM_S: Final = 0.05
+MOST_S: Final = 480.0  # no further round is begun after so long
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Job:
     window: int
     base: str = LOOP
     pinned: bool = False
-    seconds: float = 0.4
+    seconds: float = 0.25
     latency: bool = False
     stock: bool = False
 
@@ -73,7 +76,11 @@ def run(
         broker: its pid.
         seconds: of one run, in place of the job's own.
     """
+    until_s = time.monotonic() + MOST_S
     for number in range(rounds):
+        if time.monotonic() > until_s:
+            tell(f"no more rounds after {MOST_S:g} s")
+            return
         tell(f"round {number + 1} of {rounds}")
         for name in jobs:
             job = JOBS[name]
@@ -88,8 +95,8 @@ def _once(job: Job, contender: Running, broker: int, seconds: float | None) -> d
     pids = contender.pids()
     processes.allow([broker, *pids], processors)
     found = measure(
-        contender.way, qos=job.qos, window=job.window, seconds=seconds or job.seconds, pids=[broker, *pids],
-        processors=processors,
+        contender.way, qos=job.qos, window=job.window, seconds=seconds or job.seconds, warm_s=WARM_S,
+        pids=[broker, *pids], processors=processors,
     )  # fmt: skip
     cpu_us: dict[str, float] = {}
     for pid, used in found.cpu_us.items():

@@ -19,6 +19,7 @@ GROWTH = {
     "records": ("Spooled records", ("open_s", "append_rate", "read_rate")),
     "payloads": ("Payload, bytes", ("p50_us", "rate")),
 }
+BEGIN, END = "<!-- scripts/bench -->", "<!-- end of scripts/bench -->"
 NAMES = {
     "p50_us": "p50, us", "rate": "answers a second", "first_s": "start to first answer, s", "pss_mb": "PSS, MB",
     "agent_uss_mb": "agent's USS, MB", "open_s": "open, s", "append_rate": "committed a second",
@@ -31,6 +32,14 @@ def write(found: dict[str, Any], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     (directory / "index.md").write_text("\n".join(_page(found, directory)) + "\n")
+
+
+def write_readme(found: dict[str, Any], readme: Path) -> None:
+    """Puts the table of targets between the README's two marks."""
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if end:
+        readme.write_text("\n".join((before + BEGIN, *target_table(found), end + after)))
 
 
 def target_table(found: dict[str, Any]) -> list[str]:
