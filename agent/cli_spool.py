@@ -47,11 +47,15 @@ def _ids(words: list[str]) -> list[int] | None:
 
 def _show(spool: Mapping[str, Any]) -> None:
     for link, classes in spool["backlog"].items():
-        waits = ", ".join(f"{each['count']} {kind}s ({each['bytes']} bytes)" for kind, each in classes.items())
-        print(f"{link}: {waits} wait")
+        waits = ", ".join(f"{_counted(each['count'], kind)} ({each['bytes']} bytes)" for kind, each in classes.items())
+        print(f"{link}: {waits} waiting")
     if not spool["backlog"]:
         print("nothing waits")
     for word in ("dropped", "expired"):
         for kind, count in spool[word].items():
-            print(f"{count} {kind}s {word} so far")
-    print(f"{spool['dead']} dead letters; disk {spool['disk']}")
+            print(f"{_counted(count, kind)} {word} so far")
+    print(f"{_counted(spool['dead'], 'dead letter')}; disk {spool['disk']}")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
