@@ -20,6 +20,9 @@ from functions import frames
 from functions.memory import keep_freed
 
 SOCKET_BYTES: Final = 4 * 1024 * 1024
+# All wires read into this one: what is read is cut into frames, which are copies, before the next one reads. With one
+# for each, a worker would cost the agent a quarter of a megabyte more.
+_read: Final = memoryview(bytearray(frames.READ_BYTES))
 WRONG = (frames.FrameError, LookupError, TypeError, ValueError)
 
 
@@ -48,7 +51,6 @@ class Wire:
         self._on_end = on_end
         self._reader = frames.FrameReader()
         self._out: list[frames.Buffer] = []
-        self._view = memoryview(bytearray(frames.READ_BYTES))
         self._turn = turn_of(loop)
         self._flushing = False
         self._blocked = False
@@ -126,8 +128,8 @@ class Wire:
         if self._reader.missing:
             keep_freed()
             return self._reader.receive_large(self._sock, socket.MSG_DONTWAIT)
-        size = self._sock.recv_into(self._view)
-        return self._reader.feed(self._view[:size]) if size else None
+        size = self._sock.recv_into(_read)
+        return self._reader.feed(_read[:size]) if size else None
 
     def take_what_is_left(self) -> None:
         """Answers that the worker wrote before it ended still count."""

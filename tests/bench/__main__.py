@@ -41,7 +41,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=None, help="where the page goes (docs/benchmarks; quick: none)")
     found = parser.parse_args(argv)
     found.rounds = found.rounds or (2 if found.quick else 20)
-    found.seconds = found.seconds or (0.2 if found.quick else None)
+    found.seconds = found.seconds or (1.0 if found.quick else None)
     found.out = found.out or (None if found.quick else PAGES)
     whole = jobs.JOBS if not found.quick else jobs.QUICK
     found.parts = _chosen(parser, "part", found.parts, PARTS, ("jobs",) if found.quick or found.jobs else PARTS)

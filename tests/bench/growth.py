@@ -20,6 +20,7 @@ SUBSCRIPTIONS: Final = (10, 100, 1_000, 10_000)
 FUNCTIONS: Final = (1, 10, 50, 200)
 RECORDS: Final = (1, 1_000, 100_000, 1_000_000)
 PAYLOADS: Final = (200, 2_000, 20_000, 150_000, 1_000_000, 8_000_000)
+SLOW_BYTES: Final = 1_000_000  # from here on a run takes longer, or it has no answer in it
 MEASURED: Final = 1_000  # records that are timed
 APPENDED: Final = 10_000  # records that are on their way to the disk at a time
 Tell = Callable[[str], None]
@@ -105,8 +106,9 @@ def payloads(site: Site, rounds: int, tell: Tell) -> Iterator[dict[str, Any]]:
             tell(f"payloads, round {number + 1} of {rounds}")
             for size in PAYLOADS:
                 way = dataclasses.replace(first, payload=site.request(f"bytes-{size}"))
-                one = measure(way, qos=1, seconds=0.3)
-                many = measure(way, qos=1, window=8, seconds=0.3)
+                seconds = 0.3 if size < SLOW_BYTES else 1.5
+                one = measure(way, qos=1, seconds=seconds)
+                many = measure(way, qos=1, window=8, seconds=seconds)
                 yield {"size": size, "round": number, "p50_us": one.latency_us.get("p50"), "rate": many.rate}
     finally:
         contender.stop()
