@@ -97,15 +97,16 @@ def started(start: Callable[[], Running], way: Way) -> Running:
     began_s = time.monotonic()
     running = start()
     try:
-        said, wrong = asking.communicate(timeout=START_S)
+        asking.wait(START_S)  # and no communicate(): what it said may be in the pipe's buffer already
     except subprocess.TimeoutExpired:
         asking.kill()
         running.stop()
         raise RuntimeError(f"{running.name} did not answer within {START_S:g} s") from None
     if asking.returncode:
         running.stop()
-        raise RuntimeError(f"{running.name}: {wrong}")
-    running.first_s = float(said) - began_s
+        raise RuntimeError(f"{running.name}: {asking.stderr.read() if asking.stderr else ''}")
+    assert asking.stdout is not None
+    running.first_s = float(asking.stdout.read()) - began_s
     return running
 
 
