@@ -21,6 +21,7 @@ from typing import Any
 
 from agent import trial
 from agent.capture.policy import Capture
+from agent.cli.worker_python import model_config, python_of
 from agent.deployment import overlays, secrets
 from agent.deployment.definition import Function, Probation
 from agent.deployment.owners import check_local, gids_of, groups_of, withheld_from
@@ -38,7 +39,6 @@ from agent.messages import BINARY, JSON
 from agent.routing.exchange import FunctionTraits
 from agent.routing.function_calls import Callee
 from agent.settings import Settings
-from agent.worker_python import model_config, python_of
 
 log = logging.getLogger(__name__)
 

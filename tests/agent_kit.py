@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from agent import commands, control
+from agent import control
 from agent.archive import pack
+from agent.cli import commands
 from agent.demo.formats import write_neo, write_onnx
 from agent.errors import AgentError
 from tests.mqtt_kit import wait_until

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent import keys
 from agent.deployment import verifier
 from agent.deployment.envelope import PAYLOAD_TYPE, Envelope, Signature, seal
 from agent.deployment.proof import signer_of
-from agent.public_keys import raw_public_key
 from agent.settings import TrustedKey
+from agent.trust import keys
+from agent.trust.public_keys import raw_public_key
 
 
 class Signer:

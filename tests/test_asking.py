@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent import commands
+from agent.cli import commands
 from functions.errors import CodedError
 from functions.sdk import Context
 from tests.agent_kit import Core, function, subscription

@@ -18,7 +18,7 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 
-from agent import broker_users, settings
+from agent import settings
 from agent.errors import ConfigError
 from agent.messages import Inbound, Outbound
 from agent.mqtt.access import OWN_NAME, Access, AccessError, fits, hashed, read_rules, read_users
@@ -26,6 +26,7 @@ from agent.mqtt.broker import EmbeddedBroker
 from agent.mqtt.guard import guard_of, own_login
 from agent.mqtt.link import Link
 from agent.settings import reader
+from agent.trust import broker_users
 from tests.agent_kit import Core
 from tests.certificate_kit import Authority
 from tests.mqtt_kit import PlainClient, accepts, free_port, mosquitto, until, wait_until

@@ -51,7 +51,7 @@ PURE = (
     "agent.deployment.secret_resources",
     "agent.deployment.subscriptions",
     "agent.deployment.troubles",
-    "agent.certificates",
+    "agent.trust.certificates",
     "agent.mqtt.access",
     "agent.mqtt.codec",
     "agent.mqtt.filters",
@@ -87,8 +87,8 @@ OWNERS = {
         "agent.cloud.spool_thread",
     ),
     "tenacity": ("agent.mqtt", "agent.deployment.download"),
-    "yaml": ("agent.settings.file", "agent.commands", DEMO),
-    "cryptography": ("agent.keys", "agent.deployment.vault"),
+    "yaml": ("agent.settings.file", "agent.cli.commands", DEMO),
+    "cryptography": ("agent.trust.keys", "agent.deployment.vault"),
     "dlr": ("functions.runtimes.dlr", "functions.runtimes.calling_home"),
     "onnxruntime": ("functions.runtimes.onnx",),
     "ai_edge_litert": ("functions.runtimes.litert",),
@@ -96,7 +96,7 @@ OWNERS = {
     "tensorflow": ("functions.runtimes.tensorflow",),
     "mxnet": ("functions.runtimes.mxnet",),
     "onnx": (DEMO,),
-    "rich": ("agent.cli_progress", DEMO),
+    "rich": ("agent.cli.progress", DEMO),
     "moto": (DEMO,),
     "numpy": ("functions", DEMO),
 }
@@ -152,7 +152,7 @@ def test_a_library_has_one_owner(library: str) -> None:
 
 def test_only_the_demonstration_is_built_on_the_demonstration() -> None:
     users = {m for m in sources() for name, _, _ in imported(m) if within(name, (DEMO,)) and not within(m, (DEMO,))}
-    assert users == {"agent.cli"}
+    assert users == {"agent.cli.main"}
 
 
 def _loaded(code: str) -> set[str]:
@@ -179,5 +179,5 @@ def test_a_worker_that_has_no_model_loads_no_numpy() -> None:
 
 
 def test_the_command_starts_without_the_agent() -> None:
-    loaded = _loaded("import agent.cli")
+    loaded = _loaded("import agent.cli.main")
     assert [each for each in ("asyncio", "paho", "agent.app", *TOO_HEAVY) if each in loaded] == []

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agent import commands
+from agent.cli import commands
 from functions.errors import StartError
 from functions.greengrass.entry import find
 from tests.agent_kit import CORE, Core, function, subscription

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli.places import Place
 from agent.errors import ConfigError
-from agent.places import Place
 from tests.certificate_kit import Authority
 
 TOPICS = "{deployments: 'fleet/{core}/do', deployment_status: 'fleet/{core}/did/{deployment}'}"

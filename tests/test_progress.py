@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from agent.cli_progress import show
+from agent.cli.progress import show
 from tests.source_kit import ROOT
 
 
@@ -46,7 +46,7 @@ def test_each_status_is_a_line_of_json_where_a_script_reads(capsys: pytest.Captu
 
 def test_a_bar_on_a_terminal() -> None:
     program = (
-        "from tests.test_progress import STATUSES; from agent.cli_progress import show; import time;"
+        "from tests.test_progress import STATUSES; from agent.cli.progress import show; import time;"
         "show((time.sleep(0.15) or s for s in STATUSES), as_json=False)"
     )
     ours, theirs = pty.openpty()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent import commands
+from agent.cli import commands
 from agent.errors import AgentError
 from tests.agent_kit import Core, by_hand, function, layers, subscription
 from tests.conftest import Site

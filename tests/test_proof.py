@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from agent import cli, signing
+from agent.cli import main as cli
 from agent.deployment import proof
 from agent.deployment.admission import Admission
 from agent.deployment.definition import NEW, Deployment, Function, S3Source
@@ -28,6 +28,7 @@ from agent.deployment.permissions import check_permitted
 from agent.deployment.store import Store
 from agent.errors import ConfigError, RejectedError, TransientError
 from agent.settings import Link, Policy, Settings, Topics
+from agent.trust import signing
 from tests.agent_kit import CORE, resource
 from tests.conftest import Site
 from tests.mqtt_kit import wait_until

@@ -13,7 +13,7 @@ import msgpack
 import pytest
 from worker_kit import BINARY, JSON, MSGPACK, WorkerChild, function_config, until, write_function
 
-from agent import commands
+from agent.cli import commands
 from functions import frames, loading
 from tests.agent_kit import CORE, Core, function, subscription
 from tests.conftest import Site

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent import commands
+from agent.cli import commands
 from agent.deployment.document import parse
 from agent.deployment.vault import Vault
 from agent.errors import IntegrityError, RejectedError

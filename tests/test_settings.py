@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from agent import broker_users, settings
+from agent import settings
 from agent.errors import ConfigError
 from agent.settings import Caps, FetchLimits, Retention, Settings, Subscription, links, reader
+from agent.trust import broker_users
 from tests.certificate_kit import DAY, Authority
 
 REPOSITORY = Path(__file__).parents[1]

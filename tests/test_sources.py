@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from agent.commands import Place, infer
+from agent.cli.commands import Place, infer
 from agent.deployment.definition import Deployment, FileSource, Function, Resource, S3Source, SageMakerSource
 from agent.deployment.installation import install, job_of
 from agent.settings import Caps, FetchLimits

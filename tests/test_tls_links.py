@@ -23,11 +23,11 @@ import pytest
 from cryptography import x509
 
 from agent import settings
-from agent.certificates import validity
 from agent.errors import TransientError
 from agent.messages import Inbound, Outbound
 from agent.mqtt import reconnecting, tls
 from agent.mqtt.link import Link
+from agent.trust.certificates import validity
 from tests.agent_kit import Core
 from tests.certificate_kit import DAY, Authority, Pair
 from tests.mqtt_kit import Mosquitto, PlainClient, free_port, mosquitto, until, wait_until

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent import commands
 from agent.archive import pack
+from agent.cli import commands
 from agent.demo.formats import write_onnx
 from agent.errors import AgentError
 from tests.agent_kit import BUCKET, Core, by_hand, function, layers, resource

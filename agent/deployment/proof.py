@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from agent.deployment.envelope import Envelope, UnprovenError
 from agent.errors import TransientError
-from agent.public_keys import key_id
+from agent.trust.public_keys import key_id
 
 logger = logging.getLogger(__name__)
 

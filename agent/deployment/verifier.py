@@ -15,7 +15,7 @@ import signal
 import sys
 from typing import Any, Final
 
-from agent.keys import signer
+from agent.trust.keys import signer
 
 MAX_MEMORY_BYTES: Final = 1024**3  # of address space; a request of 16 MB needs some 150 MiB of it
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h

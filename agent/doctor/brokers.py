@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from agent import control
-from agent.certificates import SOON_S, day, validity
+from agent.cli.remote import connected
 from agent.doctor.delay import delay_s
 from agent.doctor.findings import Finding, failed, ok, warned
 from agent.errors import AgentError
 from agent.mqtt.connecting import address_of, with_login
-from agent.remote import connected
 from agent.settings import Link, Settings
+from agent.trust.certificates import SOON_S, day, validity
 
 STALL_S: Final = 0.03  # a delayed acknowledgement is 40 ms on Linux
 NEAR_S: Final = 0.02  # a broker further away is slow in its own right

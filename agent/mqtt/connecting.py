@@ -22,7 +22,7 @@ from agent.errors import AgentError, ConfigError, TransientError
 from agent.mqtt import tls
 from agent.mqtt.codec import MalformedError
 from agent.mqtt.stream import PacketStream
-from agent.secret_files import password_from, password_in
+from agent.trust.secret_files import password_from, password_in
 
 TIMEOUT_S = 10.0
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from agent.errors import ConfigError
 from agent.mqtt.access import OWN_NAME, Access, AccessError, read_rules, read_users
-from agent.secret_files import loose
 from agent.settings import Link
+from agent.trust.secret_files import loose
 
 
 @dataclass(frozen=True, slots=True)

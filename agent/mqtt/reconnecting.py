@@ -15,7 +15,6 @@ from dataclasses import replace
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from agent import settings
-from agent.certificates import SOON_S, day
 from agent.errors import AgentError, TransientError
 from agent.mqtt.connecting import TIMEOUT_S, address_of, open_stream, with_login
 from agent.mqtt.control import Identity
@@ -23,6 +22,7 @@ from agent.mqtt.renewal import Renewal
 from agent.mqtt.session import Owner, Session, Terms
 from agent.mqtt.stream import PacketStream
 from agent.mqtt.tls import context_of, validity_of
+from agent.trust.certificates import SOON_S, day
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from agent import settings
-from agent.certificates import Validity, day, der_of, validity
 from agent.errors import AgentError, TransientError
-from agent.secret_files import loose
+from agent.trust.certificates import Validity, day, der_of, validity
+from agent.trust.secret_files import loose
 
 ALPN_PORT: Final = 443
 # AWS IoT Core tells MQTT from HTTPS by these on port 443: who shows a certificate, and who logs in with a password.

@@ -12,11 +12,11 @@ import ssl
 import time
 from pathlib import Path
 
-from agent.certificates import SOON_S, day, validity
 from agent.errors import ConfigError
-from agent.secret_files import loose, password_from, password_in
 from agent.settings import Link
 from agent.settings.file import Value
+from agent.trust.certificates import SOON_S, day, validity
+from agent.trust.secret_files import loose, password_from, password_in
 
 TLS_KEYS = ("ca", "cert", "key")
 ALPN = re.compile(r"[!-~]{1,255}")

@@ -11,7 +11,6 @@ import stat
 from pathlib import Path
 from string import Formatter
 
-from agent.public_keys import MAX_FILE_BYTES, raw_public_key
 from agent.routing.subscriptions import SHADOWS
 from agent.routing.topics import filter_problem, name_problem
 from agent.settings import Policy, Settings, Subscription, Topics, TrustedKey, rules
@@ -28,6 +27,7 @@ from agent.settings.limits import (
     read_unpack,
 )
 from agent.settings.links import read_links
+from agent.trust.public_keys import MAX_FILE_BYTES, raw_public_key
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
 KEYS = (

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from agent import commands, control
+from agent import control
 from agent.archive import pack
+from agent.cli import commands
 from agent.errors import AgentError
 from tests.bench import processes
 from tests.bench.load import Way

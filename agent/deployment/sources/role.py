@@ -18,8 +18,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from agent.errors import AgentError, RejectedError, TransientError
-from agent.secret_files import loose
 from agent.settings import AwsRole
+from agent.trust.secret_files import loose
 
 TIMEOUT_S: Final = 20.0
 MAX_BYTES: Final = 64 * 1024

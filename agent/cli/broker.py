@@ -74,7 +74,7 @@ def _refuse_openness(listen: str) -> None:
 
 
 def _add(options: argparse.Namespace) -> int:
-    from agent import broker_users
+    from agent.trust import broker_users
 
     file = _file(options)
     new = broker_users.put(file, options.name, _password(options.name))
@@ -83,7 +83,7 @@ def _add(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from agent import broker_users
+    from agent.trust import broker_users
 
     file = _file(options)
     broker_users.remove(file, options.name)
@@ -92,7 +92,7 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from agent import broker_users
+    from agent.trust import broker_users
 
     for name in broker_users.names(_file(options)):
         print(name)

@@ -73,7 +73,7 @@ def _package(options: argparse.Namespace) -> int:
 def _recorded(directory: Path, options: argparse.Namespace) -> bytes | None:
     if options.health is None and not options.requires:
         return None
-    from agent.recording import Wanted, record
+    from agent.cli.recording import Wanted, record
 
     wanted = Wanted(
         options.health, options.runtime, options.interpreter, options.tolerance, options.max_latency_ms,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agent import cli_place
+from agent.cli import place as cli_place
 
 EXAMPLE = "marram capture ls\n  marram capture export samples/ --format webdataset"
 
@@ -47,7 +47,7 @@ def _help(options: argparse.Namespace, parser: argparse.ArgumentParser | None = 
 
 
 def _ls(options: argparse.Namespace) -> int:
-    from agent.commands import captured
+    from agent.cli.commands import captured
 
     found = captured(options.config)
     if options.json:
@@ -82,8 +82,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _messages(options: argparse.Namespace) -> Iterator[bytes]:
-    from agent import commands
     from agent.capture import export
+    from agent.cli import commands
 
     if options.files:
         return export.read_files(options.files)

@@ -20,7 +20,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _spool(options: argparse.Namespace) -> int:
-    from agent.commands import dead_letters
+    from agent.cli.commands import dead_letters
 
     action = "retry" if options.retry else "drop" if options.drop else None
     found = dead_letters(options.config, action, _ids(options.retry or options.drop or ["all"]))

@@ -44,7 +44,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _read(paths: list[Path]) -> dict[str, bytes]:
-    from agent.commands import unreadable
+    from agent.cli.commands import unreadable
 
     found: dict[str, bytes] = {}
     for path in paths:

@@ -10,7 +10,7 @@ from agent.deployment.document import check_signable
 from agent.deployment.encoded import decode, is_json
 from agent.deployment.envelope import MAX_SIGNATURES, PAYLOAD_TYPE, Envelope, Signature, envelope_of, seal
 from agent.errors import ConfigError, RejectedError
-from agent.keys import id_of, load_private
+from agent.trust.keys import id_of, load_private
 
 BINARY = (".msgpack", ".mpk")
 

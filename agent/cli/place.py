@@ -24,7 +24,7 @@ def add_options(command: argparse.ArgumentParser, about: str) -> None:
 
 def place_of(options: argparse.Namespace) -> Any:
     """Where the command's options say that the core is."""
-    from agent.places import Place
+    from agent.cli.places import Place
 
     return Place(
         options.config, options.broker, options.core, options.ca, options.cert, options.key, options.password_file,

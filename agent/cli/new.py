@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.scaffold import Made
+    from agent.cli.scaffold import Made
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
@@ -38,7 +38,7 @@ def register(add: Add) -> None:
 
 
 def _new(options: argparse.Namespace) -> int:
-    from agent.scaffold import Wanted, lay_out
+    from agent.cli.scaffold import Wanted, lay_out
 
     made = lay_out(Wanted(options.name, options.model, options.runtime, options.interpreter), options.config)
     if options.json:

@@ -16,10 +16,10 @@ from typing import Any
 import msgpack
 
 from agent import control
+from agent.cli.places import Far, Place
+from agent.cli.remote import connected
 from agent.errors import AgentError, ConfigError
 from agent.messages import JSON, MSGPACK, Outbound, Properties
-from agent.places import Far, Place
-from agent.remote import connected
 from agent.settings import Link as LinkSettings
 from agent.settings.reader import load
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import cli_place
+from agent.cli import place as cli_place
 from agent.errors import ConfigError
 
 if TYPE_CHECKING:
-    from agent.commands import InferAnswer
+    from agent.cli.commands import InferAnswer
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
@@ -46,7 +46,7 @@ def register(add: Add, seconds: Callable[[str], float]) -> None:
 
 
 def _infer(options: argparse.Namespace) -> int:
-    from agent.commands import infer
+    from agent.cli.commands import infer
     from agent.messages import MSGPACK
 
     payload, content_type = _payload(options), options.content_type
@@ -68,7 +68,7 @@ def _infer(options: argparse.Namespace) -> int:
 
 
 def _payload(options: argparse.Namespace) -> bytes:
-    from agent.commands import unreadable
+    from agent.cli.commands import unreadable
 
     if options.data is not None:
         return os.fsencode(options.data)

@@ -29,7 +29,7 @@ def register(add: Add, show: Show) -> list[argparse.ArgumentParser]:
 
 
 def _turn(options: argparse.Namespace, command: str, show: Show) -> int:
-    from agent.commands import turn
+    from agent.cli.commands import turn
 
     last = show(options, turn(options.config, command, wait=options.wait, timeout_s=options.timeout))
     if (last.get("reason") or {}).get("code") in AS_ASKED:

@@ -1,7 +1,7 @@
 """Ed25519 public keys as files hold them, read without a cryptography library, and the ids that they go by. Pure.
 
 An Ed25519 public key has one encoding only: the algorithm's twelve bytes, then the key's 32. So the agent can look at
-its trusted keys itself; whatever is computed with a key is done in other processes, see `agent.keys`.
+its trusted keys itself; whatever is computed with a key is done in other processes, see `agent.trust.keys`.
 
 Source: RFC 8410, section 4 (SubjectPublicKeyInfo); RFC 7468, section 13 (PEM).
 """

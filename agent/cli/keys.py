@@ -51,13 +51,13 @@ def signed_if_asked(options: argparse.Namespace, body: bytes) -> bytes:
     """The document as it is, or with `--sign` signed."""
     if options.sign is None:
         return body
-    from agent.signing import signed  # with the library for it only where it is asked for
+    from agent.trust.signing import signed  # with the library for it only where it is asked for
 
     return signed(body, options.sign)
 
 
 def _new(options: argparse.Namespace) -> int:
-    from agent.keys import make_pair
+    from agent.trust.keys import make_pair
 
     pair = make_pair(options.directory, options.name)
     if options.json:
@@ -70,7 +70,7 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from agent.keys import id_of_file
+    from agent.trust.keys import id_of_file
 
     id, kind = id_of_file(options.file)
     print(json.dumps({"id": id, "kind": kind}) if options.json else f"{id} {kind} {options.file}")
@@ -78,8 +78,8 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _sign(options: argparse.Namespace) -> int:
-    from agent.commands import document_bytes
-    from agent.signing import sign_file
+    from agent.cli.commands import document_bytes
+    from agent.trust.signing import sign_file
 
     sign_file(document_bytes(options.file), options.key, options.output)
     print(f"{options.output}: signed")

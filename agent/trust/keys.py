@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from agent.errors import ConfigError
-from agent.public_keys import MAX_FILE_BYTES, key_id, raw_public_key
+from agent.trust.public_keys import MAX_FILE_BYTES, key_id, raw_public_key
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 PRIVATE_MODE: Final = 0o600

@@ -15,10 +15,10 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from agent import scaffold_texts as texts
 from agent.archive import pack
+from agent.cli import scaffold_texts as texts
+from agent.cli.recording import describe
 from agent.errors import ConfigError
-from agent.recording import describe
 from agent.settings.reader import load
 
 SAMPLE: Final = "onnx"  # the word that asks for the model that comes along

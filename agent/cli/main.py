@@ -18,21 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import agent
-from agent import (
-    cli_broker,
-    cli_capture,
-    cli_doctor,
-    cli_greengrass,
-    cli_infer,
-    cli_keys,
-    cli_new,
-    cli_package,
-    cli_place,
-    cli_rollback,
-    cli_runtime,
-    cli_spool,
-)
-from agent.cli_place import DEFAULT_CONFIG
+from agent.cli import broker as cli_broker
+from agent.cli import capture as cli_capture
+from agent.cli import doctor as cli_doctor
+from agent.cli import greengrass as cli_greengrass
+from agent.cli import infer as cli_infer
+from agent.cli import keys as cli_keys
+from agent.cli import new as cli_new
+from agent.cli import package as cli_package
+from agent.cli import place as cli_place
+from agent.cli import rollback as cli_rollback
+from agent.cli import runtime as cli_runtime
+from agent.cli import spool as cli_spool
+from agent.cli.place import DEFAULT_CONFIG
 from agent.errors import AgentError, ConfigError
 
 EX_CONFIG = 78
@@ -112,7 +110,7 @@ def _log(level: str) -> None:
 
 
 def _deploy(options: argparse.Namespace) -> int:
-    from agent.commands import deploy, document_bytes
+    from agent.cli.commands import deploy, document_bytes
 
     body = cli_keys.signed_if_asked(options, document_bytes(options.file))
     last = _show(options, deploy(cli_place.place_of(options), body, wait=options.wait, timeout_s=options.timeout))
@@ -121,13 +119,13 @@ def _deploy(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace, statuses: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Prints statuses as they come, and returns the last."""
-    from agent.cli_progress import show
+    from agent.cli.progress import show
 
     return show(statuses, as_json=options.json)
 
 
 def _status(options: argparse.Namespace) -> int:
-    from agent.commands import status
+    from agent.cli.commands import status
 
     found = status(cli_place.place_of(options))
     print(json.dumps(found, indent=None if options.json else 2))
