@@ -38,9 +38,14 @@ def _lower(which: int, value: int) -> None:
 
 def tasks_are_counted_apart() -> bool:
     """Whether the kernel counts a user's tasks for each user namespace."""
+    return kernel_is_from(NPROC_BY_NAMESPACE)
+
+
+def kernel_is_from(version: tuple[int, int]) -> bool:
+    """Whether the kernel is of `version` or later; no where it does not say."""
     release = os.uname().release.split(".")[:2]
     try:
-        return tuple(int(each) for each in release) >= NPROC_BY_NAMESPACE
+        return tuple(int(each) for each in release) >= version
     except ValueError:
         return False
 

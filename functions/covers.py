@@ -17,7 +17,7 @@ from functions.system_calls import MS_BIND, MS_MOVE, MS_NODEV, MS_NOSUID, MS_PRI
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
-PLAIN = "mode=0755,size=1m"
+PLAIN = "mode=0555,size=1m"
 
 
 class Needed(NamedTuple):
@@ -78,9 +78,20 @@ def is_within(path: str, directory: str) -> bool:
 def lay(libc: Libc, covers: Sequence[str], needed: Sequence[Needed], stage: str, tmp_bytes: int) -> None:
     """Covers the directories; the one that holds `stage`, an empty directory, comes last.
 
+    The directories on the way to what is needed cannot be written, not by their owner either: what a function wrote there
+    would be gone with its worker.
+
     Raises:
         OSError: this machine does not allow it.
     """
+    mask = os.umask(0o222)
+    try:
+        _lay(libc, covers, needed, stage, tmp_bytes)
+    finally:
+        os.umask(mask)
+
+
+def _lay(libc: Libc, covers: Sequence[str], needed: Sequence[Needed], stage: str, tmp_bytes: int) -> None:
     for cover in sorted(outermost(covers), key=lambda each: is_within(stage, each)):
         size = f"mode=1777,size={tmp_bytes}"
         flags = MS_NOSUID if cover == "/dev" else MS_NOSUID | MS_NODEV

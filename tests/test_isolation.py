@@ -24,6 +24,9 @@ AS_ROOT = os.geteuid() == 0
 IDS = range(61184, 65520)
 
 
+CONTAINER = {"IsolationMode": "GreengrassContainer"}
+
+
 def burglar(id: str = "burglar", *, execution: Any = None, marram: Any = None, **config: Any) -> dict[str, Any]:
     made = function(id, arn="function:burglar", marram=marram, **config)
     if execution:
@@ -92,10 +95,13 @@ def tier_of(core: Core, id: str = "burglar") -> str:
     return str(core.status()["state"]["isolation"][id])
 
 
-def test_a_container_shows_nothing_of_the_core_and_of_others(site: Site, core: Core, attack: Attack) -> None:
-    last = core.deploy(group("d1", burglar(ExecArgs="--level 3", Timeout=20)))
-    assert any("IsolationMode is absent" in text for text in last["warnings"])
-    assert tier_of(core) == ("container" if AS_ROOT else "namespace")
+@pytest.mark.parametrize("execution", [None, CONTAINER], ids=["absent", "asked for"])
+def test_a_container_shows_nothing_of_the_core_and_of_others(
+    site: Site, core: Core, attack: Attack, execution: Any
+) -> None:
+    last = core.deploy(group("d1", burglar(execution=execution, ExecArgs="--level 3", Timeout=20)))
+    assert any("IsolationMode is absent" in text for text in last["warnings"])  # of echo, and of this one
+    assert tier_of(core) == ("container" if AS_ROOT and execution else "namespace")
     seen = attack.got(**{"try": "look"})
     assert seen["interfaces"] == ["lo"]
     assert not set(seen["devices"]) - {
@@ -103,11 +109,13 @@ def test_a_container_shows_nothing_of_the_core_and_of_others(site: Site, core: C
     }  # fmt: skip
     assert seen["arguments"] == ["--level", "3"]
     assert all(int(line.split()[1], 16) == 0 for line in seen["privileges"]), seen["privileges"]
-    if AS_ROOT:
-        uid, gid, groups = seen["user"]
+    uid, gid, groups = seen["user"]
+    if AS_ROOT and execution:
         assert uid == gid == groups[0]
         assert uid in IDS
-        assert seen["processes"] == [1]
+    else:
+        assert uid == os.geteuid(), "without RunAs a worker is the agent's user, unless a container is asked for"
+    assert seen["processes"] == [1]
     assert attack.got(**{"try": "spy", "secret": SECRET}) == []
     assert core.process
     assert attack.refused(**{"try": "end", "pid": core.process.pid}) in ("ESRCH", "EPERM")
@@ -168,8 +176,9 @@ def processes_of(name: str) -> list[int]:
     return found
 
 
-def test_a_fork_bomb_ends_with_its_worker(site: Site, core: Core, attack: Attack) -> None:
-    core.deploy(group("d1", burglar(Timeout=2)))
+@pytest.mark.parametrize("execution", [None, CONTAINER], ids=["absent", "asked for"])
+def test_a_fork_bomb_ends_with_its_worker(site: Site, core: Core, attack: Attack, execution: Any) -> None:
+    core.deploy(group("d1", burglar(Timeout=2, execution=execution)))
     bomb = attack.start({"try": "fork"})
     attack.others_are_well()
     assert attack.outcome(bomb)["error"]["code"] in ("FUNCTION_TIMEOUT", "WORKER_HUNG")

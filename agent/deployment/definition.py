@@ -253,6 +253,11 @@ class Function:
         """Whether it is to be isolated as far as the core allows."""
         return self.isolation != NO_CONTAINER
 
+    @property
+    def own_user(self) -> bool:
+        """Whether it asks for a container by name, and so for a user that is nobody else's."""
+        return self.contained and (self.isolation is not None or self.demanded in ("user", "container"))
+
 
 @dataclass(frozen=True, slots=True)
 class Probation:

@@ -52,6 +52,9 @@ def own_ids(functions: Iterable[str]) -> dict[str, int]:
 def user_of(function: Function, group: Sequence[Function], groups: Collection[int]) -> User | None:
     """Whom the function's workers run as; None: the agent's own user.
 
+    A user of its own is for whoever asks for a container in so many words: without RunAs and IsolationMode a worker is
+    the agent's user, isolated in all else.
+
     Args:
         group: all functions of the group.
         groups: GIDs of the owners of its resources.
@@ -61,7 +64,7 @@ def user_of(function: Function, group: Sequence[Function], groups: Collection[in
     """
     own = own_ids(each.id for each in group)[function.id]
     if function.run_as is None:
-        return User(own, own, tuple(groups)) if function.contained and os.geteuid() == 0 else None
+        return User(own, own, tuple(groups)) if function.own_user and os.geteuid() == 0 else None
     uid, gid = function.run_as.uid, function.run_as.gid
     uid = own if uid is None else uid
     known = _known(uid)
