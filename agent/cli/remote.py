@@ -109,7 +109,8 @@ async def connected(settings: LinkSettings, *filters: str) -> AsyncIterator[Remo
     Raises:
         AgentError: BROKER_UNREACHABLE, LOGIN_REFUSED and whatever else hinders the link; SUBSCRIPTION_REFUSED.
     """
-    logging.getLogger("agent.mqtt").setLevel(logging.CRITICAL)  # said once, as the command's error
+    log, level = logging.getLogger("agent.mqtt"), logging.getLogger("agent.mqtt").level
+    log.setLevel(logging.CRITICAL)  # said once, as the command's error
     remote = Remote(settings)
     remote.link.set_filters(filters)
     remote.link.start()
@@ -119,3 +120,4 @@ async def connected(settings: LinkSettings, *filters: str) -> AsyncIterator[Remo
         yield remote
     finally:
         await remote.link.stop()
+        log.setLevel(level)
