@@ -78,8 +78,8 @@ def is_within(path: str, directory: str) -> bool:
 def lay(libc: Libc, covers: Sequence[str], needed: Sequence[Needed], stage: str, tmp_bytes: int) -> None:
     """Covers the directories; the one that holds `stage`, an empty directory, comes last.
 
-    The directories on the way to what is needed cannot be written, not by their owner either: what a function wrote there
-    would be gone with its worker.
+    The directories on the way to what is needed cannot be written, not by their owner either: what was written there
+    would be gone with the worker.
 
     Raises:
         OSError: this machine does not allow it.
