@@ -1,9 +1,6 @@
-"""A deployed group as running workers: what they are started with, and the turn from one group to the next.
+"""A deployed group as running workers: warm beside those that run, in use, draining; the turn from one to the next.
 
-Runs on the event loop's thread. Each generation of workers gets a directory of its own,
-state/run/<function>/<group>-<n>/, in which its models' DestinationPaths lead to concrete trees: it never resolves
-`current`, so a worker on trial cannot read the old model, nor a draining one the new. A group that is started again
-while workers of its first time still drain is another generation, and has other directories.
+Runs on the event loop's thread. What a worker is started with is agent.worker_specs' matter.
 """
 
 from __future__ import annotations
@@ -15,35 +12,28 @@ import logging
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from agent import trial
 from agent.capture.policy import Capture
-from agent.cli.worker_python import model_config, python_of
 from agent.deployment import overlays, secrets
 from agent.deployment.definition import Function, Probation
-from agent.deployment.owners import check_local, gids_of, groups_of, withheld_from
 from agent.deployment.store import Group
 from agent.deployment.threads import in_thread
 from agent.errors import AgentError, FunctionError
-from agent.inference import confinement, launching, views, workers
+from agent.inference import launching, views, workers
 from agent.inference.disk import DiskWatch
 from agent.inference.dispatch import Dispatcher
 from agent.inference.pool import Pool, PoolLimits
-from agent.inference.requests import FunctionCall, Origin, Request, Worker
+from agent.inference.requests import FunctionCall, Request, Worker
 from agent.inference.vitals import resident_kb
-from agent.instance import MARK
 from agent.messages import BINARY, JSON
 from agent.routing.exchange import FunctionTraits
 from agent.routing.function_calls import Callee
 from agent.settings import Settings
+from agent.worker_specs import Generation, Specs, origin_of
 
 log = logging.getLogger(__name__)
-
-PREFIX = "AWS_GG_RESOURCE_PREFIX"
-MXNET_ENGINE = "MXNET_ENGINE_TYPE"
 
 
 class LoopClock:
@@ -52,21 +42,6 @@ class LoopClock:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.now = loop.time
         self.later: Callable[[float, Callable[[], None]], Any] = loop.call_later
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Generation:
-    """The workers of one start of a group; `number` tells it from the group's other starts.
-
-    It is warm (with workers, without requests), routed to, or ending.
-    """
-
-    group: Group
-    number: int
-    secrets: secrets.Opened = field(repr=False)
-    pools: list[Pool] = field(default_factory=list)
-    disks: dict[Pool, DiskWatch] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)  # what its workers could not make of their view
 
 
 class Activation:
@@ -88,7 +63,6 @@ class Activation:
         changed: Callable[[], None],
         called: Callable[[FunctionCall], None] | None = None,
     ) -> None:
-        self._called = called
         self.group: Group | None = None
         self._settings = settings
         self._dispatcher = dispatcher
@@ -97,12 +71,12 @@ class Activation:
         self._routed = routed
         self._changed = changed
         self._generations = 0
-        self._warm: dict[int, _Generation] = {}
-        self._routed_to: _Generation | None = None
-        self._draining: dict[Pool, _Generation] = {}
-        self._served: set[_Generation] = set()  # have been routed to, so that requests may be with them
+        self._warm: dict[int, Generation] = {}
+        self._routed_to: Generation | None = None
+        self._draining: dict[Pool, Generation] = {}
+        self._served: set[Generation] = set()  # have been routed to, so that requests may be with them
         self._news = asyncio.Event()
-        self._path = launching.make_path(settings.state / "run" / ".path")
+        self._specs = Specs(settings, called)
         views.make_stage(settings.state)
 
     # -- a deployment's turn ----------------------------------------------------------------------------------------
@@ -216,7 +190,7 @@ class Activation:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._all_drained(), 1.0)
 
-    def _end(self, generation: _Generation) -> None:
+    def _end(self, generation: Generation) -> None:
         """Lets it answer what it was sent; one that never was in use is ended at once."""
         self._let_drain(generation, self._dispatcher.submit)
         if generation not in self._served:
@@ -224,7 +198,7 @@ class Activation:
                 pool.kill(FunctionError("DISCARDED", "The deployment of this worker failed."))
         self._served.discard(generation)
 
-    def _let_drain(self, generation: _Generation, heir: Callable[[Request], None]) -> None:
+    def _let_drain(self, generation: Generation, heir: Callable[[Request], None]) -> None:
         self._draining.update(dict.fromkeys(generation.pools, generation))
         for pool in generation.pools:
             pool.drain(heir, lambda pool=pool: self._drained(pool))  # type: ignore[misc]
@@ -239,7 +213,7 @@ class Activation:
         if generation is not None:
             if watch := generation.disks.pop(pool, None):
                 watch.close()
-            shutil.rmtree(self._view(pool.origin.function, generation), ignore_errors=True)
+            shutil.rmtree(self._specs.view(pool.origin.function, generation), ignore_errors=True)
         self._tell()
 
     def _tell(self) -> None:
@@ -277,7 +251,7 @@ class Activation:
     def captures(self, group: Group) -> dict[str, tuple[Capture, str | None]]:
         """The capture policies of the group's functions, each with the version of the function's model."""
         return {
-            function.id: (function.capture, _origin(function, group).version)
+            function.id: (function.capture, origin_of(function, group).version)
             for function in group.deployment.functions
             if function.capture is not None
         }
@@ -303,15 +277,15 @@ class Activation:
             return secrets.Opened({})  # at once: most groups have none
         return await in_thread(secrets.open_all, self._settings.state, group)
 
-    def _open(self, group: Group, opened_secrets: secrets.Opened) -> _Generation:
+    def _open(self, group: Group, opened_secrets: secrets.Opened) -> Generation:
         self._generations += 1
-        opened = _Generation(group, self._generations, opened_secrets)
+        opened = Generation(group, self._generations, opened_secrets)
         opened.pools.extend(self._pool(function, opened) for function in group.deployment.functions)
         self._warm[group.number] = opened
         return opened
 
-    def _pool(self, function: Function, generation: _Generation) -> Pool:
-        origin = _origin(function, generation.group)
+    def _pool(self, function: Function, generation: Generation) -> Pool:
+        origin = origin_of(function, generation.group)
         keep_alive_s = None if function.pinned else function.keep_alive_s
         limits = PoolLimits(function.processes, keep_alive_s, function.timeout_s, function.batch.max_size)
 
@@ -327,92 +301,15 @@ class Activation:
 
         @functools.cache
         def spec() -> launching.Spec:
-            return self._spec(function, generation, origin)
+            return self._specs.of(function, generation, origin)
 
         pool = Pool(origin, limits, start, self._clock, random.random, self._tell)
         if function.disk_kb is not None:
-            kept = [self._home(function)]
+            kept = [self._specs.home(function)]
             models = views.models_of(function, generation.group, self._settings.state)
             kept += [each.tree for each in models if each.writable]
             generation.disks[pool] = DiskWatch(function.id, kept, function.disk_kb, pool.end_workers)
         return pool
-
-    def _home(self, function: Function) -> Path:
-        """What the function keeps between its workers, and over deployments."""
-        return self._settings.state / "data" / function.id
-
-    def _spec(self, function: Function, generation: _Generation, origin: Origin) -> launching.Spec:
-        state, view = self._settings.state, self._view(function.id, generation)
-        # What can fail comes before the view, which is laid once.
-        interpreter = python_of(function, generation.group, self._settings)
-        deployment = generation.group.deployment
-        user = confinement.user_of(function, deployment.functions, gids_of(function, deployment))
-        told_secrets = generation.secrets.of(function)
-        models = views.models_of(function, generation.group, state)
-        check_local(function, deployment, self._settings.policy.local)
-        _note_view(function.id, generation, "", withheld_from(function, deployment))
-        seen = (*models, *views.volumes_of(function, generation.group))
-        views.lay(view, seen)
-        home = self._home(function)
-        home.mkdir(parents=True, exist_ok=True)
-        for own in (home, *(each.tree for each in models if each.writable)):
-            confinement.give(own, user)
-        code = generation.group.code.get(function.id)
-        isolation = confinement.asked(
-            function, user, self._settings, home=home, seen=seen, devices=views.devices_of(function, generation.group),
-            read=(self._path, view, *([code.tree] if code else ())),
-        )  # fmt: skip
-        return launching.Spec(
-            origin=origin,
-            interpreter=interpreter,
-            config={
-                **self._config(function, generation.group, origin),
-                "models": [model_config(model, generation.group) for model in models],
-                "secrets": told_secrets,
-                "mounts": views.mounts(state, home, seen),
-                "state_dir": str(home),
-                "isolation": isolation,
-            },
-            path=self._path,
-            directory=home,
-            groups=() if user else groups_of(function, deployment),
-            environment={
-                **launching.base_environment(),
-                "HOME": str(home),
-                **_variables(function),
-                PREFIX: str(view),
-                MARK: str(self._settings.state),
-            },
-            memory_kb=function.memory_kb,
-            start_s=function.start_timeout_s,
-            called=self._called,
-            own_processes=function.contained,
-            seen=functools.partial(_note_view, function.id, generation),
-        )
-
-    def _config(self, function: Function, group: Group, origin: Origin) -> dict[str, Any]:
-        code = group.code.get(function.id)
-        return {
-            "function": function.id,
-            "code": str(code.tree) if code else None,
-            "endpoint": function.endpoint,
-            "encoding": function.encoding,
-            "meta": function.meta,
-            "model": origin.model,
-            "deployment": origin.deployment,
-            "batch": {"max_size": function.batch.max_size, "max_delay_ms": function.batch.max_delay_ms},
-            "handler": function.handler,
-            "arn": function.arn,
-            "core": self._settings.core,
-            "memory_kb": function.memory_kb,
-            "capture": function.capture is not None,
-            "concurrency": function.concurrency,
-            "timeout_s": function.timeout_s,
-            "arguments": list(function.arguments),
-        }
-
-    def _view(self, function: str, generation: _Generation) -> Path:
-        return self._settings.state / "run" / function / f"{generation.group.number}-{generation.number}"
 
 
 @contextlib.contextmanager
@@ -428,32 +325,6 @@ def _held(pools: Sequence[Pool]) -> Iterator[None]:
             pool.held = held
 
 
-def _note_view(function: str, generation: _Generation, _tier: str, warnings: Sequence[str]) -> None:
-    """Keeps and logs what a worker could not make of its view of the files; the same is said once for all of them."""
-    for text in (f"the function {function}: {each}" for each in warnings):
-        if text not in generation.remarks:
-            log.warning("%s", text)
-            generation.remarks.append(text)
-
-
-def _origin(function: Function, group: Group) -> Origin:
-    model = function.policies[0].resource if function.policies else None
-    version = f"sha256:{group.objects[model].hex}" if model else None
-    return Origin(function.id, model, version, group.deployment.id)
-
-
 def _traits(function: Function) -> FunctionTraits:
     encoding = JSON if function.encoding == "json" else BINARY
     return FunctionTraits(encoding, function.endpoint, function.capture is not None)
-
-
-def _variables(function: Function) -> dict[str, str]:
-    """The function's environment variables.
-
-    MXNet 1.9.1 refuses the engine name that Greengrass V1 documents for the Raspberry Pi; it means NaiveEngine.
-    """
-    variables = dict(function.variables)
-    if variables.get(MXNET_ENGINE) == "NativeEngine":
-        log.warning("function %s: %s=NativeEngine is passed on as NaiveEngine", function.id, MXNET_ENGINE)
-        variables[MXNET_ENGINE] = "NaiveEngine"
-    return variables

@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from agent.cli import main as cli
-from agent.deployment import proof
+from agent.deployment import proof, short_lived
 from agent.deployment.admission import Admission
 from agent.deployment.definition import NEW, Deployment, Function, S3Source
 from agent.deployment.document import deployment_id_of, parse, read_accepted
@@ -275,15 +275,15 @@ def test_no_verdict_is_no_leave(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> 
         "import os; os.kill(os.getpid(), 9)",
     )
     for boot in boots:
-        monkeypatch.setattr(proof, "BOOT", boot)
+        monkeypatch.setattr(proof, "VERIFIER", boot)
         with pytest.raises(TransientError) as caught:
             proof.signer_of(envelope, keys)
         assert caught.value.code == "VERIFIER_LOST"
-    monkeypatch.setattr(proof, "DEADLINE_S", 0.2)
-    monkeypatch.setattr(proof, "BOOT", "import signal; signal.pause()")
+    monkeypatch.setattr(short_lived, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(proof, "VERIFIER", "import signal; signal.pause()")
     with pytest.raises(TransientError, match="within"):
         proof.signer_of(envelope, keys)
-    monkeypatch.setattr(proof, "BOOT", 'print(\'{"signer": "somebody"}\')')
+    monkeypatch.setattr(proof, "VERIFIER", 'print(\'{"signer": "somebody"}\')')
     with pytest.raises(UnprovenError):
         proof.signer_of(envelope, keys)
 

@@ -7,23 +7,16 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from agent.deployment.envelope import Envelope, UnprovenError
+from agent.deployment.short_lived import answer_of, main_of
 from agent.errors import TransientError
 from agent.trust.public_keys import key_id
 
-logger = logging.getLogger(__name__)
-
-ROOT: Final = str(Path(__file__).resolve().parents[2])
-BOOT: Final = f"import sys; sys.path.insert(0, {ROOT!r}); from agent.deployment.verifier import main; sys.exit(main())"
-DEADLINE_S: Final = 30.0
+VERIFIER: Final = main_of("agent.deployment.verifier")
 
 
 def ask_child(request: bytes) -> object:
@@ -32,22 +25,10 @@ def ask_child(request: bytes) -> object:
     Raises:
         TransientError: VERIFIER_LOST.
     """
-    command = [sys.executable, "-I", "-c", BOOT]
-    try:
-        child = subprocess.run(command, input=request, capture_output=True, timeout=DEADLINE_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise _lost(f"gave no verdict within {DEADLINE_S:g} s") from None
-    except OSError as error:
-        raise _lost(f"cannot be started: {error.strerror}") from error
-    try:
-        if child.returncode == 0:
-            verdict: dict[str, Any] = json.loads(child.stdout)
-            return verdict["signer"]
-    except (ValueError, LookupError, TypeError):
-        pass  # no verdict, as below
-    said = child.stderr.decode(errors="replace").strip().splitlines()
-    logger.error("the verifier said before it ended: %s", said[-1] if said else "nothing")
-    raise _lost(f"ended with code {child.returncode} and no verdict")
+    answer = answer_of(VERIFIER, request, _lost)
+    if "signer" not in answer:
+        raise _lost("gave no verdict")
+    return answer["signer"]
 
 
 def signer_of(envelope: Envelope, keys: Iterable[bytes], ask: Callable[[bytes], object] = ask_child) -> str:

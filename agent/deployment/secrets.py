@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from agent.deployment.definition import Function
+from agent.deployment.short_lived import answer_of, main_of
 from agent.deployment.store import Group
 from agent.errors import AgentError, IntegrityError, TransientError
 
-log = logging.getLogger(__name__)
-
-ROOT: Final = str(Path(__file__).resolve().parents[2])
-BOOT: Final = f"import sys; sys.path.insert(0, {ROOT!r}); from agent.deployment.opener import main; sys.exit(main())"
-DEADLINE_S: Final = 30.0
+OPENER: Final = main_of("agent.deployment.opener")
 MAX_BYTES: Final = 8 * 1024 * 1024  # of all secrets of one function: they go in a frame's header
 
 
@@ -78,29 +72,11 @@ def open_all(state: Path, group: Group) -> Opened:
     if not group.secrets:
         return Opened({})
     wanted = [[id, sealed.arn, str(sealed.file)] for id, sealed in group.secrets.items()]
-    answer = _ask(json.dumps({"parent": os.getpid(), "state": str(state), "secrets": wanted}).encode())
+    question = {"parent": os.getpid(), "state": str(state), "secrets": wanted}
+    answer = answer_of(OPENER, json.dumps(question).encode(), _lost)
     if "code" in answer:
         raise IntegrityError(answer["code"], answer["message"], answer["remedy"])
     return Opened(answer["opened"])
-
-
-def _ask(request: bytes) -> dict[str, Any]:
-    command = [sys.executable, "-I", "-c", BOOT]
-    try:
-        child = subprocess.run(command, input=request, capture_output=True, timeout=DEADLINE_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise _lost(f"gave no answer within {DEADLINE_S:g} s") from None
-    except OSError as error:
-        raise _lost(f"cannot be started: {error.strerror}") from error
-    try:
-        answer = json.loads(child.stdout)
-        if child.returncode == 0 and isinstance(answer, dict):
-            return answer
-    except ValueError:
-        pass  # no answer, as below
-    said = child.stderr.decode(errors="replace").strip().splitlines()
-    log.error("the opener said before it ended: %s", said[-1] if said else "nothing")
-    raise _lost(f"ended with code {child.returncode}")
 
 
 def _lost(how: str) -> TransientError:
