@@ -351,7 +351,7 @@ def test_a_lost_verifier_costs_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyP
         trusting(site, cloud)
         async with site.agent() as agent:
             with monkeypatch.context() as patch:
-                patch.setattr(proof, "BOOT", "raise SystemExit(1)")
+                patch.setattr(proof, "VERIFIER", "raise SystemExit(1)")
                 await agent.send(cloud.sign(signable("d1", 1)))
                 assert agent.last("d1")["reason"]["code"] == "VERIFIER_LOST"
             await agent.send(cloud.sign(signable("d1", 1)))

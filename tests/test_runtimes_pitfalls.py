@@ -169,9 +169,11 @@ def test_dlr_calls_home_and_hangs_where_nobody_answers(trees, tmp_path, silence)
     command = [sys.executable, "-c", code, str(trees["small"])]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         connection, _ = silence.accept()
-        with connection, pytest.raises(subprocess.TimeoutExpired):
-            process.wait(2)
-        process.kill()
+        with connection:  # which ends the wait as soon as it is closed
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2)
+            process.kill()
+            process.wait()
         assert process.stdout is not None
         assert b"loaded" not in process.stdout.read()
 
