@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -28,6 +28,7 @@ from agent.deployment.threads import in_thread
 from agent.deployment.tree_writer import Caps
 from agent.errors import AgentError, IntegrityError
 from agent.settings import Settings
+from agent.values import dataclass
 
 LINK_TRIES: Final = 4  # what failed must not be what the next start runs
 LINK_PAUSE_S: Final = 1.0

@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -23,6 +23,7 @@ from agent.mqtt import tls
 from agent.mqtt.codec import MalformedError
 from agent.mqtt.stream import PacketStream
 from agent.trust.secret_files import password_from, password_in
+from agent.values import dataclass
 
 TIMEOUT_S = 10.0
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}

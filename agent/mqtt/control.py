@@ -7,7 +7,6 @@ that needs paho's types.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -19,6 +18,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from agent.messages import Outbound
 from agent.mqtt.connecting import Address
 from agent.mqtt.stream import MAX_PACKET_BYTES, PacketStream
+from agent.values import dataclass
 
 SESSION_EXPIRY_S = 7 * 24 * 3600  # the longest that AWS IoT Core keeps a session
 RECEIVE_MAXIMUM = 100

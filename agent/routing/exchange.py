@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -31,6 +30,7 @@ from agent.routing.repeats import Repeats, message_id
 from agent.routing.subscriptions import FUNCTION, LINKS, SHADOWS, Subscriptions, function_of
 from agent.routing.topics import name_problem
 from agent.settings import AnswerLimits, Topics
+from agent.values import dataclass
 
 MAX_HOPS = 16  # from function to function; a round of them ends with an error instead of never
 

@@ -7,13 +7,13 @@ ever built from a tag of the file, so a file can make nothing but text, numbers 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from agent.errors import ConfigError
+from agent.values import dataclass
 
 MAX_BYTES = 1 << 20  # a settings file of more than this is some other file
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's: ten times as fast
