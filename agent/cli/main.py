@@ -69,8 +69,7 @@ def _internal(error: Exception) -> AgentError:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import asyncio
-
+    from agent import loop
     from agent.settings.reader import load
 
     _log(options.log_level)
@@ -83,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
 
         await Agent(settings).run()
 
-    asyncio.run(run())
+    loop.run(run())
     return 0
 
 

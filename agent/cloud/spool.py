@@ -188,7 +188,7 @@ class Spool:
     def backlog(self, link: str, kind: str | None = None) -> int:
         """How many records (of `kind`) were appended for `link`, committed or not, and not yet handed over. Exact."""
         if kind is not None:
-            return self._backlog[link, kind]
+            return self._backlog.get((link, kind), 0)
         return sum(count for (to, _), count in self._backlog.items() if to == link)
 
     def losses(self) -> dict[str, Any]:

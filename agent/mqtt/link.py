@@ -124,7 +124,7 @@ class Link:
     @property
     def outstanding(self) -> int:
         """QoS 1 messages published and not yet acknowledged by the broker, over reconnects."""
-        return len(self._departures)
+        return len(self._departures.messages)
 
     @property
     def refused(self) -> dict[str, int]:
@@ -261,7 +261,10 @@ class Link:
         if reason >= 0x80:
             self._lost(departure, f"refused by the broker ({name_of(reason)})", for_now=reason in FOR_NOW)
         elif departure.done is not None:
-            self._guarded(departure.done)
+            try:
+                departure.done()
+            except Exception:
+                self._blame()
 
     def session_answer(self, packet_id: int, codes: Sequence[int]) -> None:
         """SUBACK or UNSUBACK."""
@@ -347,4 +350,8 @@ class Link:
         try:
             call()
         except Exception:
-            logger.exception("link %s: a programming error in a callback", self.name)
+            self._blame()
+
+    def _blame(self) -> None:
+        """Logs the exception that a callback raised."""
+        logger.exception("link %s: a programming error in a callback", self.name)
