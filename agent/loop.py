@@ -31,33 +31,37 @@ class Turn:
     Whoever gathers writes (a link's stream, a worker's wire) asks here for its flush. Answers to what was just read
     leave before the loop polls again; a `call_soon` would cost each of them another turn and another poll. Belongs to
     the event loop's thread; never blocks.
+
+    Attributes:
+        reading: what was read is being handled.
+        due: the flushes to be called then.
     """
 
-    __slots__ = ("_due", "_loop", "_reading", "_scheduled", "_selector")
+    __slots__ = ("_loop", "_scheduled", "_selector", "due", "reading")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, selector: _Selector | None = None) -> None:
         self._loop = loop
         self._selector = selector
-        self._due: list[Flush] = []
-        self._reading = False
+        self.due: list[Flush] = []
+        self.reading = False
         self._scheduled = False
 
     def soon(self, flush: Flush) -> None:
         """Has `flush` called once: when what is being read is handled, or in the loop's next turn."""
-        self._due.append(flush)
-        if not self._reading and not self._scheduled:
+        self.due.append(flush)
+        if not self.reading and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._scheduled_now)
 
     def begin(self) -> None:
         """A callback begins to handle what it has read; `end` has to follow, whatever happens."""
-        self._reading = True
+        self.reading = True
 
     def end(self) -> None:
         """It is handled: what was queued meanwhile leaves."""
-        self._reading = False
-        if self._due:
-            self._flush()
+        self.reading = False
+        if self.due:
+            self.flush()
 
     def add_reader(self, descriptor: int, read: Read) -> None:
         """Has `read` called whenever there is something to read, between `begin` and `end`."""
@@ -84,11 +88,12 @@ class Turn:
 
     def _scheduled_now(self) -> None:
         self._scheduled = False
-        if self._due:
-            self._flush()
+        if self.due:
+            self.flush()
 
-    def _flush(self) -> None:
-        due, self._due = self._due, []
+    def flush(self) -> None:
+        """What was queued leaves now."""
+        due, self.due = self.due, []
         for flush in due:
             flush()
 
@@ -175,7 +180,7 @@ class _Selector(selectors.BaseSelector):
             except InterruptedError:
                 return []
             found = []
-            turn.begin()
+            turn.reading = True
             for descriptor, event in events:
                 read = readers.get(descriptor)
                 if read is None or event & _OUT:
@@ -185,7 +190,9 @@ class _Selector(selectors.BaseSelector):
                         read()
                     except Exception as error:
                         self.failed(error)
-            turn.end()
+            turn.reading = False
+            if turn.due:
+                turn.flush()
             if found or self.asked or not events:
                 return found
             if until is not None:

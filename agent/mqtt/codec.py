@@ -170,7 +170,9 @@ def encode_properties(properties: Properties, extra: bytes = b"") -> bytes:
     parts.append(extra)
     body = b"".join(parts)
     length = len(body)
-    return (_BYTES[length] if length < 128 else varint(length)) + body
+    if length < 16384:
+        return (_BYTES[length] if length < 128 else _BYTES[length & 127 | 128] + _BYTES[length >> 7]) + body
+    return varint(length) + body
 
 
 def decode_properties(data: bytes, at: int, end: int) -> Properties:

@@ -84,7 +84,11 @@ class Departures:
         outstanding = len(messages)
         if outstanding >= MAX_OUTSTANDING:
             raise TransientError("LINK_FULL", f"{MAX_OUTSTANDING} messages wait for the broker's acknowledgement.")
-        packet_id = self.next_id()
+        packet_id = self._last_id % 65535 + 1
+        if packet_id in messages:
+            packet_id = self.next_id()
+        else:
+            self._last_id = packet_id
         departure = Departure(out, done, encode(out, packet_id), refused)
         messages[packet_id] = departure
         if self._waiting or outstanding >= self._limit or self._one_by_one or self._write is None:

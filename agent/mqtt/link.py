@@ -119,7 +119,7 @@ class Link:
     @property
     def unacknowledged(self) -> int:
         """Messages received on this connection whose PUBACK has not left."""
-        return len(self._arrivals)
+        return len(self._arrivals) + (self._stream.waiting if self._stream else 0)
 
     @property
     def outstanding(self) -> int:
@@ -177,11 +177,11 @@ class Link:
             done()
 
     def ack(self, ticket: int) -> None:
-        """Acknowledges a message; the PUBACK leaves when all older ones are acknowledged. Idempotent; a ticket of an
-        earlier connection changes nothing."""
+        """Acknowledges a message; the PUBACK leaves when all older ones are acknowledged, some milliseconds later at
+        most. Idempotent; a ticket of an earlier connection changes nothing."""
         leaving = self._arrivals.ack(ticket)
         if leaving and self._stream is not None:
-            self._stream.write(leaving)
+            self._stream.write_with_next(leaving)
 
     def set_filters(self, filters: Iterable[str]) -> None:
         """The filters that are wanted from now on. Filters that MQTT does not allow are logged and left out."""

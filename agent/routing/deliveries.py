@@ -39,6 +39,7 @@ class Delivery:
         hops: how many functions it had gone through before.
         client_context: what the function that invokes another sends with its payload; see `Request`.
         named: the request names its id.
+        surplus: its broker has sent more than it was allowed to, and too little to refuse it.
         failed: somebody was told of an error.
         asked: what another message has to have in common with it to be the same request; None: not looked at.
         sent: what went out for it on its own link, as (link, message); None: nobody wants to know.
@@ -49,6 +50,7 @@ class Delivery:
     # Most deliveries never set these, and so need not when they are made.
     inboxed = False
     stale = False
+    surplus = False
     failed = False
     respond: Callable[[str, bytes], None] | None = None
     asked: Asked | None = None
@@ -132,10 +134,15 @@ class Deliveries:
         except KeyError:
             unacked, fresh = self._open_on(link)
         unacked[key] = fresh[key] = delivery
+        window = self._windows.get(link) or self._window(link)
         if not ready:
             self._commit(delivery)
-        elif 2 * len(unacked) > (self._windows.get(link) or self._window(link)):
+        elif 2 * len(unacked) > window:
             self._commit_first(fresh)
+        if len(unacked) > window:
+            # mosquitto 2.0.11 sends more than it may after a reconnect. Such messages are in memory in any case; up to
+            # some thousands they had better wait there than be refused.
+            delivery.surplus = len(unacked) <= SURPLUS_WINDOWS * window
         if not self._timer_set:
             self._timer_set = True
             self._ports.later(HELD_S, self._commit_old)
@@ -148,14 +155,6 @@ class Deliveries:
         """Of the link's connection, which is asked for it once."""
         window = self._windows[link] = self._ports.window(link)
         return window
-
-    def over_window(self, link: str) -> bool:
-        """Whether the broker has sent more than it was allowed to (mosquitto 2.0.11 does so after a reconnect).
-
-        Such messages are in memory in any case; up to some thousands they had better wait there than be refused.
-        """
-        window = self._windows.get(link) or self._window(link)
-        return window < len(self._unacked.get(link, ())) <= SURPLUS_WINDOWS * window
 
     def restore(self, delivery: Delivery) -> None:
         """Takes up a delivery that the inbox kept over a restart; a redelivery of it may still come."""

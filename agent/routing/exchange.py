@@ -217,17 +217,19 @@ class Exchange:
         self._run(delivery, way)
 
     def _run(self, delivery: Delivery, way: Way) -> None:
-        """Gives it to all its targets; it is open for each function, and until all of them have it."""
+        """Gives it to all its targets. It is open for each function; without one, until this is done."""
         message = delivery.message
         for target in way.others:
             if target == SHADOWS:
                 self._outcomes.to_shadows(message.topic, message.payload, delivery)
             else:
                 self._forward(target, message, delivery)
+        if not way.functions:
+            self._deliveries.release(delivery)
+            return
+        delivery.open += len(way.functions) - 1
         for function in way.functions:
-            delivery.open += 1
             self._submit(function, delivery)
-        self._deliveries.release(delivery)
 
     def _submit(self, function: str, delivery: Delivery) -> None:
         """Has a function run on the message itself."""
@@ -247,7 +249,7 @@ class Exchange:
         if delivery.client_context is not None:
             request.client_context = delivery.client_context
         # By an earlier run, or by a broker that gave us more than we had asked for.
-        request.admitted = delivery.inboxed if delivery.acked else self._deliveries.over_window(message.link)
+        request.admitted = delivery.inboxed if delivery.acked else delivery.surplus
         if wanted is not None and (problem := answer_topic_problem(wanted, self._outcomes.own)) is not None:
             self._settle(request, Failure(Origin(function, None, None, None), problem))
         else:

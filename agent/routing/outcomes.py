@@ -54,6 +54,8 @@ class WaysOut(Protocol):
     def capture(self, settled: Settled, hold: Hold) -> None: ...
 
 
+# What `Properties(..)` does, without a call in Python.
+_properties: Callable[[tuple[object, ...]], Properties] = partial(tuple.__new__, Properties)
 PassOn = Callable[[str, str, str | None, bytes, Delivery, int], None]
 
 
@@ -131,7 +133,7 @@ class Outcomes:
             told = user
             if target == "cloud" or target != message.link:  # where it may come twice
                 told = (*user, ("id", _id(delivery, function)))
-            properties = Properties(content_type, None, None, None, told)
+            properties = _properties((content_type, None, None, None, told))
             try:
                 self.send(target, "result", Outbound(topic, payload, qos, False, properties), delivery)
             except RejectedError as error:
