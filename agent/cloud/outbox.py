@@ -98,7 +98,9 @@ class Outbox:
         port = self._links[link]
         if port.connected and (
             not out.qos
-            or (kind == "result" and not self._spool.backlog(link, "result") and port.outstanding < STRAIGHT_MOST)
+            or (
+                kind == "result" and not self._spool.backlogs.get((link, "result")) and port.outstanding < STRAIGHT_MOST
+            )
         ):
             try:
                 port.publish(out, done, partial(self._came_back, link, kind, out, done))

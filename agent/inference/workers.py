@@ -171,6 +171,9 @@ class WorkerProcess:
         self._pool.on_ready(self, int(facts["max_batch"]), settles_late=bool(facts.get("settles_late")))
 
     def _answer(self, header: list[Any], body: bytes) -> Answer:
+        if len(header) == 6 and len(header[4]) == 1 and header[5] is None:  # most are one result and no more
+            _, _, request_id, reply_to, [[topic, content_type, _]], _ = header
+            return Answer(self.spec.origin, request_id, reply_to, [(topic, content_type, body)])
         _, _, request_id, reply_to, layout, plain, *more = header
         outputs: list[tuple[str | None, str, bytes]] = []
         at = 0

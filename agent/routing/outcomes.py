@@ -88,8 +88,6 @@ class Outcomes:
         """Takes the one outcome of a request."""
         delivery: Delivery = request.context
         if type(outcome) is Answer:
-            if not request.hops and outcome.request_id != delivery.key:
-                delivery.named = True
             self._carry_on(request, outcome, delivery)
         else:
             assert isinstance(outcome, Failure)
@@ -97,14 +95,15 @@ class Outcomes:
         self._deliveries.release(delivery)
 
     def _carry_on(self, request: Request, answer: Answer, delivery: Delivery) -> None:
+        if not request.hops and answer.request_id != delivery.key:
+            delivery.named = True
         user = provenance(answer.request_id, answer.origin)
         for topic, content_type, payload in answer.outputs:
             if topic is None:  # below a topic that came in; its length is the link's to judge
                 self._publish(request, answer, f"{request.topic}/{request.function}", content_type, payload, user)
             elif problem := name_problem(topic):
-                self._refuse(
-                    request, answer, RejectedError("BAD_RESULT_TOPIC", f"Function {request.function}: {problem}.")
-                )
+                error = RejectedError("BAD_RESULT_TOPIC", f"Function {request.function}: {problem}.")
+                self._refuse(request, answer, error)
             else:
                 self._publish(request, answer, topic, content_type, payload, user)
         if (request.wants_answer or answer.reply_to) and not request.hops:
