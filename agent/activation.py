@@ -11,6 +11,7 @@ import functools
 import logging
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ from agent.inference.pool import Pool, PoolLimits
 from agent.inference.requests import FunctionCall, Request, Worker
 from agent.inference.vitals import resident_kb
 from agent.messages import BINARY, JSON
-from agent.routing.exchange import FunctionTraits
 from agent.routing.function_calls import Callee
+from agent.routing.outcomes import FunctionTraits
 from agent.settings import Settings
 from agent.worker_specs import Generation, Specs, origin_of
 
@@ -40,7 +41,7 @@ class LoopClock:
     """The event loop's time and timers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.now = loop.time
+        self.now = time.monotonic  # what `loop.time` returns, with one call less
         self.later: Callable[[float, Callable[[], None]], Any] = loop.call_later
 
 

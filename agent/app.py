@@ -329,7 +329,7 @@ class Agent:
 class _DeliveryPorts:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self.now = agent.loop.time
+        self.now = time.monotonic
         self.later = agent.loop.call_later
 
     def ack(self, link: str, ticket: int) -> None:
@@ -359,7 +359,7 @@ class _ExchangePorts:
         self.ready: Callable[[str], bool] = agent.dispatcher.ready
         self.has_room: Callable[[str, int], bool] = agent.dispatcher.has_room
         self.send: Callable[[str, str, Outbound, Callable[[], None]], None] = agent.outbox.send
-        self.now = agent.loop.time
+        self.now = time.monotonic
 
     def capture(self, settled: Settled, hold: Hold) -> None:
         self._agent.captures.consider(settled, hold)

@@ -20,7 +20,8 @@ from agent.errors import FunctionError, RejectedError
 from agent.inference.requests import Answer, Failure, Kept, Origin, Request
 from agent.messages import BINARY, JSON, MSGPACK, Inbound, Outbound, Properties
 from agent.routing.deliveries import Deliveries, Delivery
-from agent.routing.exchange import MAX_HOPS, Exchange, FunctionTraits
+from agent.routing.exchange import MAX_HOPS, Exchange
+from agent.routing.outcomes import FunctionTraits
 from agent.routing.subscriptions import Subscriptions
 from agent.settings import AnswerLimits, Subscription, Topics
 

@@ -104,6 +104,12 @@ class Collector:
     def packet(self, first: int, data: bytes, at: int, end: int) -> None:
         self.packets.append((first, data[at:end]))
 
+    publish = packet
+
+    def puback(self, packet_id: int, reason: int) -> None:
+        assert reason == 0
+        self.packets.append((codec.PUBACK, packet_id.to_bytes(2, "big")))
+
     def stream_lost(self, error: Exception | None) -> None:
         pass
 

@@ -50,6 +50,10 @@ def outcome(act: Callable[[], Any]) -> Any:
         return type(error)
 
 
+def by_identity(made: Any) -> bool:
+    return made.__hash__ is object.__hash__
+
+
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
 @pytest.mark.parametrize(
     "act",
@@ -61,8 +65,8 @@ def outcome(act: Callable[[], Any]) -> Any:
         lambda c: c(1) == c(1, seen=[1]),
         lambda c: c(1) == c(1, 3),
         lambda c: c(1) == 1,
-        lambda c: hash(c(1)) == hash(c(1, seen=[1])),
-        lambda c: hash(c(1, [])),
+        lambda c: by_identity(c) or hash(c(1)) == hash(c(1, seen=[1])),
+        lambda c: by_identity(c) or hash(c(1, [])),
         lambda c: c(),
         lambda c: c(1, z=2),
         lambda c: c(1, 2, "s", [], 5),

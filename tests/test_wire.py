@@ -72,7 +72,7 @@ def test_large_bodies_reach_a_worker_whole_and_in_a_read_of_their_own() -> None:
 
     async def send(ends: Ends) -> None:
         for n, body in enumerate(bodies):
-            ends.wire.write(frames.pack([n], body))
+            ends.wire.send([n], body)
         got, fenced = await asyncio.to_thread(read, ends.theirs, len(bodies))
         assert got == [([n], body) for n, body in enumerate(bodies)]
         assert fenced == sum(size >= frames.LARGE_BYTES for size in SIZES)
@@ -110,7 +110,7 @@ def test_descriptors_do_not_pile_up_on_either_side() -> None:
     async def send(ends: Ends) -> None:
         for round_ in range(3):
             for n in range(30):
-                ends.wire.write(frames.pack([n], bytes(70_000)))
+                ends.wire.send([n], bytes(70_000))
             await asyncio.to_thread(read, ends.theirs, 30)
             if round_ == 0:
                 before = len(os.listdir("/proc/self/fd"))

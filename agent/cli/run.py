@@ -30,8 +30,7 @@ def plain(arguments: Sequence[str]) -> tuple[Path, str] | None:
 
 def run(config: Path, level: str) -> int:
     """Runs the agent of these settings until it is told to end."""
-    import asyncio
-
+    from agent import loop
     from agent.settings.reader import load
 
     log_at(level)
@@ -46,7 +45,7 @@ def run(config: Path, level: str) -> int:
 
         await Agent(settings).run()
 
-    asyncio.run(work())
+    loop.run(work())
     return 0
 
 

@@ -19,6 +19,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from agent.cloud.lanes import Lane, choose
@@ -94,11 +95,15 @@ class Outbox:
         Raises:
             RejectedError: the link's broker can never take it (too large, say); `done` does not run.
         """
-        if self._goes_straight(link, kind, out):
+        port = self._links[link]
+        if port.connected and (
+            not out.qos
+            or (
+                kind == "result" and not self._spool.backlogs.get((link, "result")) and port.outstanding < STRAIGHT_MOST
+            )
+        ):
             try:
-                self._links[link].publish(
-                    out, done, lambda why, for_now: self._came_back(link, kind, out, done, why, for_now=for_now)
-                )
+                port.publish(out, done, partial(self._came_back, link, kind, out, done))
                 return
             except TransientError:
                 pass  # the spool has room
@@ -111,16 +116,8 @@ class Outbox:
             self.dropped[link] += 1
             done()
 
-    def _goes_straight(self, link: str, kind: str, out: Outbound) -> bool:
-        port = self._links[link]
-        if not port.connected:
-            return False
-        return not out.qos or (
-            kind == "result" and not self._spool.backlog(link, "result") and port.outstanding < STRAIGHT_MOST
-        )
-
     def _came_back(
-        self, link: str, kind: str, out: Outbound, done: Callable[[], None], why: str, *, for_now: bool
+        self, link: str, kind: str, out: Outbound, done: Callable[[], None], why: str, for_now: bool
     ) -> None:
         """The broker refused what went straight: nothing is lost of it either."""
         if for_now:

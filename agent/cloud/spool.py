@@ -62,6 +62,7 @@ class Spool:
         expired: how many were over their time, by kind, over all runs.
         dead: how many dead letters there are.
         commits: how often the disk was synced.
+        backlogs: how many records of a (link, kind) were appended and not yet handed over; see `backlog`.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Spool:
         self._flush_is_due = False
         self._lazy: asyncio.TimerHandle | None = None
         self._last_seq = 0
-        self._backlog: Counter[Key] = Counter()
+        self.backlogs: Counter[Key] = Counter()
         self._uncommitted: Counter[Key] = Counter()
         self._bytes: dict[Key, int] = {}
         self._pending_bytes = 0
@@ -109,7 +110,7 @@ class Spool:
             if kind == DEAD:
                 self.dead += count
             else:
-                self._backlog[link, kind] = count
+                self.backlogs[link, kind] = count
         for (kind, why), count in found.losses.items():
             (self.expired if why == "expired" else self.dropped)[kind] += count
         self._is_open = True
@@ -155,7 +156,7 @@ class Spool:
             return
         self._last_seq += 1
         if dead is None:
-            self._backlog[link, kind] += 1
+            self.backlogs[link, kind] += 1
             self._uncommitted[link, kind] += 1
         self._pending_bytes += len(out.payload)
         self._add(Append(self._last_seq, link, kind, out, committed, value, self._clock.now(), dead))
@@ -188,8 +189,8 @@ class Spool:
     def backlog(self, link: str, kind: str | None = None) -> int:
         """How many records (of `kind`) were appended for `link`, committed or not, and not yet handed over. Exact."""
         if kind is not None:
-            return self._backlog[link, kind]
-        return sum(count for (to, _), count in self._backlog.items() if to == link)
+            return self.backlogs[link, kind]
+        return sum(count for (to, _), count in self.backlogs.items() if to == link)
 
     def losses(self) -> dict[str, Any]:
         """What was lost over all runs; empty where nothing was."""
@@ -199,7 +200,7 @@ class Spool:
     def summary(self) -> dict[str, Any]:
         """What waits, by link and class, and what was lost: for `marram status`."""
         backlog: dict[str, dict[str, Any]] = {}
-        for (link, kind), count in sorted(self._backlog.items()):
+        for (link, kind), count in sorted(self.backlogs.items()):
             if count:
                 size = self._bytes.get((link, kind), 0)
                 backlog.setdefault(link, {})[kind] = {"count": count, "bytes": size}
@@ -292,7 +293,7 @@ class Spool:
             if key is None:
                 continue
             gone.append(seq)
-            self._backlog[key] -= 1
+            self.backlogs[key] -= 1
             if why == "expired":
                 self._count_expired(key[1], 1)
             elif why is not None:
@@ -323,7 +324,7 @@ class Spool:
     def _settled(self, writes: list[Write], outcome: Outcome) -> None:
         self.commits += 1
         if outcome.lost:
-            self._backlog = Counter(self._uncommitted)
+            self.backlogs = Counter(self._uncommitted)
             self._in_hand.clear()
         if outcome.bytes is not None:
             self._bytes = outcome.bytes
@@ -341,12 +342,12 @@ class Spool:
         for key, count in outcome.dropped.items():
             if outcome.bytes is None:
                 self._unwritten[key[1]] += count
-            self._backlog[key] -= count
+            self.backlogs[key] -= count
             self._count_dropped(key[1], count)
         for key, count in outcome.expired.items():
-            self._backlog[key] -= count
+            self.backlogs[key] -= count
             self._count_expired(key[1], count)
-        self._backlog += outcome.revived
+        self.backlogs += outcome.revived
         for write in writes:
             if isinstance(write, Append | PutInbox | Exhume) and write.committed is not None:
                 _call(write.committed)

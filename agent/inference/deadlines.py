@@ -18,6 +18,9 @@ class Deadlines:
         slots: the pool's, as they are now and later.
         timeout_s: what one request may take in the handler.
         late: makes what a late request is answered with.
+
+    Attributes:
+        watching: the timer is set.
     """
 
     def __init__(
@@ -27,16 +30,16 @@ class Deadlines:
         self._timeout_s = timeout_s
         self._clock = clock
         self._late = late
-        self._set = False
+        self.watching = False
 
     def watch(self) -> None:
-        """To be called when a request is sent."""
-        if not self._set:
-            self._set = True
+        """To be called when a request is sent, unless it is `watching`."""
+        if not self.watching:
+            self.watching = True
             self._clock.later(self._timeout_s, self._find_late)
 
     def _find_late(self) -> None:
-        self._set = False
+        self.watching = False
         now, nearest = self._clock.now(), None
         for slot in list(self._slots):
             if not slot.in_flight or slot.condemned:
@@ -48,5 +51,5 @@ class Deadlines:
             else:
                 nearest = left if nearest is None else min(nearest, left)
         if nearest is not None:
-            self._set = True
+            self.watching = True
             self._clock.later(nearest, self._find_late)

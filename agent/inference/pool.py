@@ -72,6 +72,7 @@ class Pool:
         self.isolation: str | None = None
         self._start = start
         self._clock = clock
+        self._now = clock.now
         self._jitter = jitter
         self._changed = changed
         self.slots: dict[Worker, Slot] = {}
@@ -180,19 +181,20 @@ class Pool:
             self._demand.waits(request)
 
     def _send(self, slot: Slot, request: Request) -> None:
-        now = self._clock.now()
+        now = self._now()
         if request.expires_s is not None and now >= request.expires_s:
             self._fail(
                 request, FunctionError("EXPIRED", "The request's expiry interval ran out before it could be run.")
             )
             return
-        self._numbers += 1
+        self._numbers = n = self._numbers + 1
         request.sent_s = now
         if not slot.in_flight:
             slot.busy_since_s = now
-        slot.in_flight[self._numbers] = request
-        slot.worker.send(self._numbers, request)
-        self._deadlines.watch()
+        slot.in_flight[n] = request
+        slot.worker.send(n, request)
+        if not self._deadlines.watching:
+            self._deadlines.watch()
 
     def _pump(self) -> None:
         while self.queue.requests:
@@ -240,7 +242,7 @@ class Pool:
         request = slot.in_flight.pop(n, None) if slot else None
         if slot is None or request is None:
             return
-        now = self._clock.now()
+        now = self._now()
         slot.service_s += 0.1 * (now - slot.busy_since_s - slot.service_s)
         slot.busy_since_s = now
         self._losses = 0
@@ -249,7 +251,8 @@ class Pool:
         request.settle(request, outcome)
         if self.queue.requests:
             self._pump()
-        self._end_if_drained()
+        if self._drained is not None:
+            self._end_if_drained()
 
     def on_lost(self, worker: Worker, reason: AgentError) -> None:
         """The process is gone. Its requests go elsewhere or are answered; a replacement starts in the background."""

@@ -29,6 +29,7 @@ class Request:
         expires_s: clock after which it is answered EXPIRED instead of run; None: never.
         settle: called exactly once with the outcome.
         context: the caller's own.
+        hops: how many functions it went through before this one, for its caller.
         admitted: it was acknowledged by an earlier run and is never refused for want of room.
         client_context: base64 of JSON, or empty, where another function invokes this one; else None.
     """
@@ -46,6 +47,7 @@ class Request:
     sent_s: float = 0.0
     client_context: str | None = None
     admitted: bool = False
+    hops: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,12 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from agent.turn import turn_of
+from agent.loop import turn_of
 from functions import frames
 from functions.memory import keep_freed
 
 SOCKET_BYTES: Final = 4 * 1024 * 1024
-# All wires read into this one: what is read is cut into frames, which are copies, before the next one reads. With one
-# for each, a worker would cost the agent a quarter of a megabyte more.
-_read: Final = memoryview(bytearray(frames.READ_BYTES))
+READ_BYTES: Final = 64 * 1024  # what malloc gives and takes back without asking the kernel
 WRONG = (frames.FrameError, LookupError, TypeError, ValueError)
 
 
@@ -51,33 +49,58 @@ class Wire:
         self._on_end = on_end
         self._reader = frames.FrameReader()
         self._out: list[frames.Buffer] = []
+        self._held = 0  # bytes in it, but for the frames' heads
         self._turn = turn_of(loop)
         self._flushing = False
         self._blocked = False
-        loop.add_reader(sock, self._on_readable)
+        self._turn.add_reader(sock.fileno(), self._on_readable)
 
-    def write(self, buffers: list[frames.Buffer]) -> None:
-        """Has the buffers leave at the end of this turn, as far as the socket takes them."""
-        self._out += buffers
+    def send(self, header: list[Any], body: frames.Buffer = b"") -> None:
+        """Has a frame leave at the end of this turn, as far as the socket takes it; `body` is not copied before.
+
+        Raises:
+            frames.FrameError: the body is larger than any MQTT packet.
+        """
+        size = len(body)
+        self._out += frames.pack(header, body)
+        self._held += size
         if not self._flushing and not self._blocked:
             self._flushing = True
             self._turn.soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
+        if self._held >= frames.JOINED_BYTES:
+            self._flush_large()
+            return
+        # A frame's head is a buffer of its own: what leaves together is joined where that is the cheaper copy.
+        data = b"".join(self._out)
+        self._out, self._held = [], 0
+        try:
+            sent = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            return  # it is gone; its exit tells why
+        if sent < len(data):
+            self._out, self._held = [memoryview(data)[sent:]], len(data) - sent
+            self._wait_for_room()
+
+    def _flush_large(self) -> None:
         try:
             while self._out:
-                # A frame's head is a buffer of its own: what leaves together is joined where that is the cheaper copy.
-                if sum(map(len, self._out)) <= frames.JOINED_BYTES:
-                    self._out = [b"".join(self._out)]
-                sent = self._send()
-                self._out = frames.rest_after(self._out, sent)
+                self._out = frames.rest_after(self._out, self._send())
+            self._held = 0
         except (BlockingIOError, InterruptedError):
-            if not self._blocked:
-                self._blocked = True
-                self._loop.add_writer(self._sock, self._on_writable)
+            self._held = sum(map(len, self._out))
+            self._wait_for_room()
         except OSError:
-            self._out.clear()  # it is gone; its exit tells why
+            self._out, self._held = [], 0
+
+    def _wait_for_room(self) -> None:
+        if not self._blocked:
+            self._blocked = True
+            self._loop.add_writer(self._sock, self._on_writable)
 
     def _send(self) -> int:
         """Writes once; ahead of a large body with a fence, which the worker's next read does not go beyond.
@@ -100,36 +123,29 @@ class Wire:
 
     def _on_readable(self) -> None:
         try:
-            found = self._read()
+            if self._reader.missing:
+                keep_freed()
+                found = self._reader.receive_large(self._sock, socket.MSG_DONTWAIT)
+            else:
+                data = self._sock.recv(READ_BYTES)
+                found = self._reader.feed(data) if data else None
+            if found is None:
+                self._stop_reading()
+                self._on_end()
+                return
+            for header, body in found:
+                self._on_frame(header, body)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            found = None
-        except WRONG as error:
-            self._loop.remove_reader(self._sock)
-            self._on_wrong(error)
-            return
-        if found is None:
-            self._loop.remove_reader(self._sock)
+            self._stop_reading()
             self._on_end()
-            return
-        self._turn.begin()
-        try:
-            for header, body in found:
-                self._on_frame(header, body)
         except WRONG as error:
-            self._loop.remove_reader(self._sock)
+            self._stop_reading()
             self._on_wrong(error)
-        finally:
-            self._turn.end()
 
-    def _read(self) -> list[frames.Frame] | None:
-        """Frames that are complete after one read; None at the end of the stream."""
-        if self._reader.missing:
-            keep_freed()
-            return self._reader.receive_large(self._sock, socket.MSG_DONTWAIT)
-        size = self._sock.recv_into(_read)
-        return self._reader.feed(_read[:size]) if size else None
+    def _stop_reading(self) -> None:
+        self._turn.remove_reader(self._sock.fileno())
 
     def take_what_is_left(self) -> None:
         """Answers that the worker wrote before it ended still count."""
@@ -140,7 +156,7 @@ class Wire:
 
     def close(self) -> None:
         """Closes it, whatever was not sent yet."""
-        self._loop.remove_reader(self._sock)
+        self._stop_reading()
         self._loop.remove_writer(self._sock)
         self._sock.close()
 

@@ -60,7 +60,7 @@ class WorkerProcess:
             ours, loop, on_frame=self._on_frame, on_wrong=self._on_nonsense, on_end=self._on_end_of_stream
         )
         self._watch()
-        self._wire.write(frames.pack([frames.CONFIG, dict(spec.config)]))
+        self._wire.send([frames.CONFIG, dict(spec.config)])
 
     def _watch(self) -> None:
         assert self._process.stdout is not None
@@ -84,7 +84,7 @@ class WorkerProcess:
         header = [frames.REQUEST, n, request.topic, request.content_type, request.id, request.wants_answer]
         if request.client_context is not None:
             header.append(request.client_context)
-        self._wire.write(frames.pack(header, request.payload))
+        self._wire.send(header, request.payload)
 
     def examine(self, examination: Examination, done: Examined) -> None:
         """Has it run a health check; `done` gets what is wrong, or why it was lost."""
@@ -92,13 +92,13 @@ class WorkerProcess:
         n = self._examined
         self._examinations[n] = done
         header = [frames.CHECK, n, examination.resource, dict(examination.overrides)]
-        self._wire.write(frames.pack(header, examination.check))
+        self._wire.send(header, examination.check)
 
     def stop(self) -> None:
         """Lets it finish what it was sent; it is killed when that takes longer than DRAIN_S."""
         if not self._stopping:
             self._stopping = True
-            self._wire.write(frames.pack([frames.STOP]))
+            self._wire.send([frames.STOP])
             self._after(
                 DRAIN_S, self.kill, FunctionError("DRAIN_TIMEOUT", "The worker did not end when it was told to.")
             )
@@ -154,7 +154,7 @@ class WorkerProcess:
         if n and not self._closed:
             code, message = (reply.error.code, reply.error.text) if reply.error else (None, None)
             header = [frames.REPLY, n, code, message, reply.function_error, reply.content_type]
-            self._wire.write(frames.pack(header, reply.body))
+            self._wire.send(header, reply.body)
 
     def _on_ready(self, facts: dict[str, Any]) -> None:
         self._ready = True
@@ -171,6 +171,9 @@ class WorkerProcess:
         self._pool.on_ready(self, int(facts["max_batch"]), settles_late=bool(facts.get("settles_late")))
 
     def _answer(self, header: list[Any], body: bytes) -> Answer:
+        if len(header) == 6 and len(header[4]) == 1 and header[5] is None:  # most are one result and no more
+            _, _, request_id, reply_to, [[topic, content_type, _]], _ = header
+            return Answer(self.spec.origin, request_id, reply_to, [(topic, content_type, body)])
         _, _, request_id, reply_to, layout, plain, *more = header
         outputs: list[tuple[str | None, str, bytes]] = []
         at = 0

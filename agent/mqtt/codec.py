@@ -18,6 +18,7 @@ from agent.routing.topics import name_problem
 
 PUBLISH = 0x30
 PUBACK = 0x40
+PUBACK_HEAD = b"\x40\x02"  # of one that says success, in either version; its packet id follows
 DUP = 0x08
 MAX_PACKET_BYTES = 268_435_460  # the largest remaining length, 268,435,455, and its fixed header of five bytes
 
@@ -64,7 +65,7 @@ def read_varint(data: bytes | bytearray, at: int, end: int) -> tuple[int, int]:
 
 def puback(packet_id: int) -> bytes:
     """A PUBACK that says success, in either version."""
-    return b"\x40\x02" + packet_id.to_bytes(2, "big")
+    return PUBACK_HEAD + packet_id.to_bytes(2, "big")
 
 
 def read_puback(data: bytes, at: int, end: int) -> tuple[int, int]:
@@ -85,20 +86,22 @@ def encode_publish(out: Outbound, packet_id: int, properties: bytes | None) -> b
     Raises:
         RejectedError: BAD_TOPIC, or MESSAGE_TOO_LARGE for what no MQTT packet can hold.
     """
-    head = _topic(out.topic)
+    topic, payload = _topic(out.topic), out.payload
+    first = PUBLISH | out.retain
     if out.qos:
-        head += packet_id.to_bytes(2, "big")
-    if properties is not None:
-        head += properties
-    payload = out.payload
+        first |= 0x02
+        topic += packet_id.to_bytes(2, "big")
+    head = topic if properties is None else topic + properties
     length = len(head) + len(payload)
+    if length < 16384:
+        size = _BYTES[length] if length < 128 else _BYTES[length & 127 | 128] + _BYTES[length >> 7]
+        return b"".join((_BYTES[first], size, head, payload))
     if length > MAX_PACKET_BYTES - 5:
         raise RejectedError(
             "MESSAGE_TOO_LARGE",
             f"A message of {len(out.payload)} bytes on {out.topic} is larger than MQTT allows.",
             "Send less in one message.",
         )
-    first = PUBLISH | (0x02 if out.qos else 0) | out.retain
     return b"".join((_BYTES[first], varint(length), head, payload))
 
 
@@ -162,10 +165,14 @@ def encode_properties(properties: Properties, extra: bytes = b"") -> bytes:
         parts.append(b"\x08" + _topic(response_topic))
     if correlation is not None:
         parts.append(b"\x09" + _sized(correlation))
-    parts += [_pairs.get(pair) or _pair(pair) for pair in user]
+    for pair in user:
+        parts.append(_pairs.get(pair) or _pair(pair))  # noqa: PERF401 -- a comprehension is a call more
     parts.append(extra)
     body = b"".join(parts)
-    return varint(len(body)) + body
+    length = len(body)
+    if length < 16384:
+        return (_BYTES[length] if length < 128 else _BYTES[length & 127 | 128] + _BYTES[length >> 7]) + body
+    return varint(length) + body
 
 
 def decode_properties(data: bytes, at: int, end: int) -> Properties:
@@ -222,16 +229,22 @@ def _sized(value: bytes) -> bytes:
 
 
 # User properties come back: who made a result is the same for all of a function's. What differs in each, its request,
-# is forgotten with the others when there are this many.
+# is not kept; all are forgotten when there are this many.
 _MAX_PAIRS = 512
 _pairs: dict[tuple[str, str], bytes] = {}
+_ONCE = "request"
+_REQUEST = b"\x26\x00\x07request"
 
 
 def _pair(pair: tuple[str, str]) -> bytes:
-    encoded = user_property(*pair)
+    name, value = pair
+    if name == _ONCE and value.isascii() and "\0" not in value and len(value) <= 0xFFFF:
+        return _REQUEST + len(value).to_bytes(2, "big") + value.encode()
+    encoded = user_property(name, value)
     if len(_pairs) >= _MAX_PAIRS:
         _pairs.clear()
-    _pairs[pair] = encoded
+    if name != _ONCE:
+        _pairs[pair] = encoded
     return encoded
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from agent.errors import TransientError
 from agent.messages import Outbound
-from agent.mqtt.codec import DUP, puback
+from agent.mqtt.codec import DUP, PUBACK_HEAD
 from agent.values import dataclass
 
 Done = Callable[[], None]
@@ -49,12 +49,14 @@ class Departure:
 
 
 class Departures:
-    """QoS 1 messages given to a link until their PUBACK."""
+    """QoS 1 messages given to a link until their PUBACK.
+
+    Attributes:
+        messages: by packet id, oldest first; those in flight come before those waiting.
+    """
 
     def __init__(self) -> None:
-        self._messages: dict[
-            int, Departure
-        ] = {}  # by packet id, oldest first; those in flight come before those waiting
+        self.messages: dict[int, Departure] = {}
         self._waiting: deque[int] = deque()
         self._last_id = 0
         self._limit = WINDOW
@@ -62,13 +64,13 @@ class Departures:
         self._write: Callable[[bytes], None] | None = None
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self.messages)
 
     def next_id(self) -> int:
         """A packet id that no message has; also for paho's SUBSCRIBE and UNSUBSCRIBE."""
         while True:
             self._last_id = self._last_id % 65535 + 1
-            if self._last_id not in self._messages:
+            if self._last_id not in self.messages:
                 return self._last_id
 
     def send(self, out: Outbound, done: Done | None, encode: Encode, refused: Refused | None = None) -> None:
@@ -78,16 +80,23 @@ class Departures:
             RejectedError: from `encode`; nothing is sent then.
             TransientError: LINK_FULL.
         """
-        if len(self._messages) >= MAX_OUTSTANDING:
+        messages = self.messages
+        outstanding = len(messages)
+        if outstanding >= MAX_OUTSTANDING:
             raise TransientError("LINK_FULL", f"{MAX_OUTSTANDING} messages wait for the broker's acknowledgement.")
-        packet_id = self.next_id()
-        departure = Departure(out, done, encode(out, packet_id), refused)
-        queued = bool(self._waiting) or len(self._messages) >= self._window()
-        self._messages[packet_id] = departure
-        if queued or self._write is None:
-            self._waiting.append(packet_id)
+        packet_id = self._last_id % 65535 + 1
+        if packet_id in messages:
+            packet_id = self.next_id()
         else:
-            self._depart(departure)
+            self._last_id = packet_id
+        departure = Departure(out, done, encode(out, packet_id), refused)
+        messages[packet_id] = departure
+        if self._waiting or outstanding >= self._limit or self._one_by_one or self._write is None:
+            self._waiting.append(packet_id)
+            self._fill()
+        else:
+            departure.sent = True
+            self._write(departure.packet)
 
     def connected(self, write: Callable[[bytes], None], limit: int, encode: Encode | None) -> None:
         """A new connection: sends again what is unacknowledged, in order.
@@ -99,9 +108,9 @@ class Departures:
         self._write = write
         self._limit = max(1, min(limit, WINDOW))
         if encode is not None:
-            for packet_id, departure in self._messages.items():
+            for packet_id, departure in self.messages.items():
                 departure.packet = encode(departure.out, packet_id)
-        self._waiting = deque(self._messages)
+        self._waiting = deque(self.messages)
         self._fill()
 
     def disconnected(self, suspicious: bool) -> Departure | None:
@@ -114,20 +123,20 @@ class Departures:
             A message that is given up because the broker closes the connection at it; its `done` is the caller's.
         """
         self._write = None
-        in_flight = len(self._messages) - len(self._waiting)
+        in_flight = len(self.messages) - len(self._waiting)
         if not suspicious or not in_flight:
             return None
-        packet_id, oldest = next(iter(self._messages.items()))
+        packet_id, oldest = next(iter(self.messages.items()))
         oldest.losses += 1
         if oldest.losses >= SUSPECT_AFTER:
             self._one_by_one = max(self._one_by_one, in_flight)
         if oldest.losses >= GIVE_UP_AFTER and in_flight == 1:
-            return self._messages.pop(packet_id)
+            return self.messages.pop(packet_id)
         return None
 
     def acknowledged(self, packet_id: int) -> Departure | None:
         """The message that this PUBACK answers, None if there is none; the next ones leave."""
-        departure = self._messages.pop(packet_id, None)
+        departure = self.messages.pop(packet_id, None)
         if departure is None:
             return None
         if self._one_by_one:
@@ -140,8 +149,8 @@ class Departures:
         return 1 if self._one_by_one else self._limit
 
     def _fill(self) -> None:
-        while self._waiting and len(self._messages) - len(self._waiting) < self._window():
-            self._depart(self._messages[self._waiting.popleft()])
+        while self._write is not None and self._waiting and len(self.messages) - len(self._waiting) < self._window():
+            self._depart(self.messages[self._waiting.popleft()])
 
     def _depart(self, departure: Departure) -> None:
         assert self._write is not None
@@ -185,7 +194,7 @@ class Arrivals:
         while order and order[0][2]:
             done = order.popleft()
             del self._by_ticket[done[0]]
-            leaving += puback(done[1])
+            leaving += PUBACK_HEAD + done[1].to_bytes(2, "big")
         return leaving
 
     def forget(self) -> None:

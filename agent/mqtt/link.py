@@ -119,12 +119,12 @@ class Link:
     @property
     def unacknowledged(self) -> int:
         """Messages received on this connection whose PUBACK has not left."""
-        return len(self._arrivals)
+        return len(self._arrivals) + (self._stream.waiting if self._stream else 0)
 
     @property
     def outstanding(self) -> int:
         """QoS 1 messages published and not yet acknowledged by the broker, over reconnects."""
-        return len(self._departures)
+        return len(self._departures.messages)
 
     @property
     def refused(self) -> dict[str, int]:
@@ -177,11 +177,11 @@ class Link:
             done()
 
     def ack(self, ticket: int) -> None:
-        """Acknowledges a message; the PUBACK leaves when all older ones are acknowledged. Idempotent; a ticket of an
-        earlier connection changes nothing."""
+        """Acknowledges a message; the PUBACK leaves when all older ones are acknowledged, some milliseconds later at
+        most. Idempotent; a ticket of an earlier connection changes nothing."""
         leaving = self._arrivals.ack(ticket)
         if leaving and self._stream is not None:
-            self._stream.write(leaving)
+            self._stream.write_with_next(leaving)
 
     def set_filters(self, filters: Iterable[str]) -> None:
         """The filters that are wanted from now on. Filters that MQTT does not allow are logged and left out."""
@@ -261,7 +261,10 @@ class Link:
         if reason >= 0x80:
             self._lost(departure, f"refused by the broker ({name_of(reason)})", for_now=reason in FOR_NOW)
         elif departure.done is not None:
-            self._guarded(departure.done)
+            try:
+                departure.done()
+            except Exception:
+                self._blame()
 
     def session_answer(self, packet_id: int, codes: Sequence[int]) -> None:
         """SUBACK or UNSUBACK."""
@@ -347,4 +350,8 @@ class Link:
         try:
             call()
         except Exception:
-            logger.exception("link %s: a programming error in a callback", self.name)
+            self._blame()
+
+    def _blame(self) -> None:
+        """Logs the exception that a callback raised."""
+        logger.exception("link %s: a programming error in a callback", self.name)

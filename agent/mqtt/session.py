@@ -66,6 +66,8 @@ class Session:
         self.stream: PacketStream | None = None
         self.over: asyncio.Future[AgentError] = asyncio.get_running_loop().create_future()
         self._owner = owner
+        self.publish = owner.session_publish
+        self.puback = owner.session_puback
         self._address = address
         self._identity = identity
         self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -132,10 +134,7 @@ class Session:
     # the stream's side
 
     def packet(self, first: int, data: bytes, at: int, end: int) -> None:
-        kind = first & 0xF0
-        if kind == codec.PUBLISH and first & 0x04 == 0:
-            self._owner.session_publish(first, data, at, end)
-        elif kind == codec.PUBACK:
+        if first & 0xF0 == codec.PUBACK:
             self._owner.session_puback(*codec.read_puback(data, at, end))
         else:
             self._to_paho(bytes((first,)) + codec.varint(end - at) + data[at:end])

@@ -1,20 +1,22 @@
 """A TCP or TLS stream cut into MQTT packets: everything that waits is read at once, writes leave together.
 
-asyncio's transport does the non-blocking I/O, TLS and back-pressure. This module adds what makes request and response
+asyncio's transport does the connecting, the writing with its back-pressure, and TLS. What comes over plain TCP is read
+here, within the loop's poll (`agent.loop`). This module adds what makes request and response
 at QoS 1 take 0.4 ms instead of 44 ms: TCP_NODELAY (asyncio sets it) and TCP_QUICKACK, which Linux drops again by itself
 and which is therefore set anew for what is read and not answered at once; and one write for all packets of a loop's
-turn. It knows a packet's length and first byte, no more.
+turn. It knows a packet's length and first byte, and PUBACK, the shortest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from typing import Protocol, cast
 
-from agent.mqtt.codec import MalformedError, read_varint
-from agent.turn import turn_of
+from agent.loop import turn_of
+from agent.mqtt.codec import PUBACK, PUBLISH, MalformedError, read_varint
 
 logger = logging.getLogger(__name__)
 
@@ -23,24 +25,38 @@ READ_BYTES = 64 * 1024
 # acknowledge it. Linux by itself waits 40 ms, and a broker without TCP_NODELAY holds its next packet as long. At each
 # read it cost one request at a time 4 % more processor: a call, and a segment that carries nothing.
 ACKNOWLEDGE_S = 0.005
+# So many acknowledgements wait for something else to be written, for as long at most. A write of their own costs a
+# request that comes alone a fifth of the agent's and the broker's processor; the requester does not wait for it.
+MOST_WAITING = 8
 # A packet larger than this is refused: what it would take is missing elsewhere on a small device. MQTT 5 brokers are
 # told and leave such messages out.
 MAX_PACKET_BYTES = 64 * 1024 * 1024
+_KIND_AND_TWICE = 0xF4  # a packet's kind, and the bit of QoS 2
 _TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
 class Receiver(Protocol):
     """Who gets what a stream reads."""
 
+    def publish(self, first: int, data: bytes, at: int, end: int) -> None:
+        """A PUBLISH of QoS 0 or 1: its first byte, and its body at ``data[at:end]``."""
+
+    def puback(self, packet_id: int, reason: int) -> None:
+        """A PUBACK."""
+
     def packet(self, first: int, data: bytes, at: int, end: int) -> None:
-        """One packet: its first byte, and its body at ``data[at:end]``."""
+        """Any other packet: its first byte, and its body at ``data[at:end]``."""
 
     def stream_lost(self, error: Exception | None) -> None:
         """The stream is closed: by the peer (None), by an error, or by bytes that are no MQTT (MalformedError)."""
 
 
 class PacketStream(asyncio.BufferedProtocol):
-    """One connection's bytes. Made by the loop's ``create_connection``; everything runs on the loop's thread."""
+    """One connection's bytes. Made by the loop's ``create_connection``; everything runs on the loop's thread.
+
+    Attributes:
+        waiting: packets that wait for another one to be written.
+    """
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver: Receiver | None = receiver
@@ -48,10 +64,13 @@ class PacketStream(asyncio.BufferedProtocol):
         self._turn = turn_of(self._loop)
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
-        self._view = memoryview(bytearray(READ_BYTES))
-        self._rest = bytearray()
+        self._plain: socket.socket | None = None  # what it reads itself: the connection's, without TLS
+        self._view: memoryview | None = None  # what asyncio reads into, with TLS
+        self._parts: list[bytes] = []  # of a packet that is not all there
+        self._held = 0  # bytes in them
         self._wanted = 2
         self._out: list[bytes] = []
+        self.waiting = 0
         self._flushing = False
         self._ended = False
         self._unanswered = False  # something was read since it last wrote
@@ -72,15 +91,40 @@ class PacketStream(asyncio.BufferedProtocol):
             self._flushing = True
             self._turn.soon(self.flush)
 
+    def write_with_next(self, packet: bytes) -> None:
+        """Queues a packet that nobody waits for: it leaves with the next one, in `ACKNOWLEDGE_S`, or with its like."""
+        self._out.append(packet)
+        self.waiting += 1
+        if not self._flushing and (self.waiting >= MOST_WAITING or not self._looking_after):
+            self._flushing = True
+            self._turn.soon(self.flush)
+
     def flush(self) -> None:
         """Writes what is queued, in one write."""
         self._flushing = False
+        self.waiting = 0
         if self._ended:
             self._out.clear()  # an acknowledgement after our DISCONNECT: the broker sends that message again
         elif self._out and self._transport is not None:
-            out, self._out = self._out, []
+            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+            self._out = []
             self._unanswered = False
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            if self._plain is None or self._transport.get_write_buffer_size():
+                self._transport.write(data)
+            else:
+                self._send(self._plain, data)
+
+    def _send(self, plain: socket.socket, data: bytes) -> None:
+        """Writes past the transport; what the kernel does not take is the transport's to keep."""
+        try:
+            sent = plain.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self.abort(error)
+            return
+        if sent < len(data) and self._transport is not None:
+            self._transport.write(data[sent:])
 
     async def drained(self) -> None:
         """Returns when what was written has left for the kernel, but for the last few kilobytes."""
@@ -115,28 +159,64 @@ class PacketStream(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=1024 * 1024)
         self._socket = transport.get_extra_info("socket")
+        if transport.get_extra_info("ssl_object") is None and self._socket is not None:
+            self._loop.call_soon(self._read_it_here)  # in the same turn, after asyncio's own reader is set
+
+    def _read_it_here(self) -> None:
+        """Takes the reading over, by a descriptor of its own for the same connection."""
+        if self._transport is None or self._transport.is_closing() or self._socket is None:
+            return
+        self._transport.pause_reading()
+        self._plain = socket.socket(fileno=os.dup(self._socket.fileno()))
+        self._turn.add_reader(self._plain.fileno(), self._read)
+
+    def _read(self) -> None:
+        assert self._plain is not None
+        try:
+            data = self._plain.recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.abort(error)
+            return
+        if data:
+            self._received(data)
+        elif self._transport is not None:
+            self._stop_reading()
+            self._transport.close()
+
+    def _stop_reading(self) -> None:
+        if self._plain is not None:
+            self._turn.remove_reader(self._plain.fileno())
+            self._plain.close()
+            self._plain = None
 
     def get_buffer(self, sizehint: int) -> memoryview:
         # A memoryview, because asyncio's TLS slices what it gets here and would otherwise fill a copy.
+        if self._view is None:
+            self._view = memoryview(bytearray(READ_BYTES))
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._receiver is None:
-            return
+        assert self._view is not None
+        self._turn.begin()
+        try:
+            self._received(bytes(self._view[:nbytes]))
+        finally:
+            self._turn.end()
+
+    def _received(self, data: bytes) -> None:
         self._unanswered = True
         if not self._looking_after:
             self._looking_after = True
             self._loop.call_later(ACKNOWLEDGE_S, self._acknowledge)
-        self._turn.begin()
         try:
-            self._split(nbytes)
+            self._split(data)
         except MalformedError as error:
             self.abort(error)
         except Exception:
             logger.exception("a packet could not be handled")
             self.abort(MalformedError("a packet could not be handled"))
-        finally:
-            self._turn.end()
 
     def eof_received(self) -> bool:
         return False
@@ -149,51 +229,69 @@ class PacketStream(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._writable.set()
+        self._stop_reading()
         self._transport = self._socket = None
         if self._receiver is not None:
             receiver, self._receiver = self._receiver, None
             receiver.stream_lost(self._error or exc)
 
     def _acknowledge(self) -> None:
-        """Has the kernel acknowledge what was read, unless something was written since, which did that as well."""
+        """Writes what waits. Else has the kernel acknowledge what was read, unless something was written since."""
         self._looking_after = False
+        if self.waiting:
+            self.flush()
         if self._unanswered and self._socket is not None and _TCP_QUICKACK is not None:
             try:
                 self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_QUICKACK, 1)
             except OSError:
                 self._socket = None  # closed under us; connection_lost comes
 
-    def _split(self, nbytes: int) -> None:
-        if self._rest:
-            self._rest += self._view[:nbytes]
-            if len(self._rest) < self._wanted:
+    def _split(self, data: bytes) -> None:
+        """Hands on the packets that are complete with `data`, and keeps the rest."""
+        if self._parts:
+            self._parts.append(data)
+            self._held += len(data)
+            if self._held < self._wanted:
                 return
-            data = bytes(self._rest)
-            self._rest.clear()
-        else:
-            data = bytes(self._view[:nbytes])
+            data = b"".join(self._parts)
+            self._parts, self._held = [], 0
+        receiver = self._receiver
         at, size = 0, len(data)
-        while self._receiver is not None:
-            if size - at < 2:
+        while receiver is not None:
+            body = at + 2
+            if body > size:
                 self._wanted = 2
                 break
             length = data[at + 1]
-            body = at + 2
-            if length > 127 and size - body > 0 and data[body] < 128:  # most packets are of 128 to 16,383 bytes
-                length += (data[body] - 1) << 7
-                body += 1
-            elif length > 127:
-                if size - at < 5 and all(byte > 127 for byte in data[at + 1 :]):
+            if length > 127:
+                if body < size and data[body] < 128:  # most packets are of 128 to 16,383 bytes
+                    length += (data[body] - 1) << 7
+                    body += 1
+                elif size - at < 5 and all(byte > 127 for byte in data[at + 1 :]):
                     self._wanted = size - at + 1
                     break
-                length, body = read_varint(data, at + 1, size)
-                if length > MAX_PACKET_BYTES:
-                    raise MalformedError(f"a packet of {length} bytes; at most {MAX_PACKET_BYTES} are taken")
+                else:
+                    length, body = _long(data, at + 1, size)
             end = body + length
             if end > size:
                 self._wanted = end - at
                 break
-            self._receiver.packet(data[at], data, body, end)
+            first = data[at]
+            if first & _KIND_AND_TWICE == PUBLISH:
+                receiver.publish(first, data, body, end)
+            elif first == PUBACK and length == 2:
+                receiver.puback(data[body] << 8 | data[body + 1], 0)
+            else:
+                receiver.packet(first, data, body, end)
             at = end
+            receiver = self._receiver
         if at < size:
-            self._rest += data[at:]
+            self._parts, self._held = [data[at:] if at else data], size - at
+
+
+def _long(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """The length of a packet of 16,384 bytes or more, and where its body begins."""
+    length, body = read_varint(data, at, end)
+    if length > MAX_PACKET_BYTES:
+        raise MalformedError(f"a packet of {length} bytes; at most {MAX_PACKET_BYTES} are taken")
+    return length, body

@@ -39,6 +39,7 @@ class Delivery:
         hops: how many functions it had gone through before.
         client_context: what the function that invokes another sends with its payload; see `Request`.
         named: the request names its id.
+        surplus: its broker has sent more than it was allowed to, and too little to refuse it.
         failed: somebody was told of an error.
         asked: what another message has to have in common with it to be the same request; None: not looked at.
         sent: what went out for it on its own link, as (link, message); None: nobody wants to know.
@@ -46,29 +47,27 @@ class Delivery:
         numbers: how many results each function has given, for their ids.
     """
 
-    __slots__ = (
-        "acked", "asked", "client_context", "failed", "followers", "hops", "inboxed", "key", "message", "named",
-        "numbers", "open", "respond", "sent", "stale", "targets", "tell_failure",
-    )  # fmt: skip
+    # Most deliveries never set these, and so need not when they are made.
+    inboxed = False
+    stale = False
+    surplus = False
+    failed = False
+    respond: Callable[[str, bytes], None] | None = None
+    asked: Asked | None = None
+    sent: list[tuple[str, Outbound]] | None = None
+    followers: list[Delivery] | None = None
+    numbers: dict[str, int] | None = None
+    tell_failure: Callable[[AgentError], None] | None = None
+    hops = 0
+    client_context: str | None = None
 
     def __init__(self, key: str, message: Inbound, targets: tuple[str, ...] = ()) -> None:
         self.key = key
         self.message = message
         self.targets = targets
         self.open = 1  # held by the one who opened it until all its targets are on their way
-        self.inboxed = False
         self.acked = message.ticket == 0
-        self.stale = False
-        self.respond: Callable[[str, bytes], None] | None = None
         self.named = message.properties.correlation is not None
-        self.failed = False
-        self.asked: Asked | None = None
-        self.sent: list[tuple[str, Outbound]] | None = None
-        self.followers: list[Delivery] | None = None
-        self.numbers: dict[str, int] | None = None
-        self.tell_failure: Callable[[AgentError], None] | None = None
-        self.hops = 0
-        self.client_context: str | None = None
 
 
 class Ports(Protocol):
@@ -87,6 +86,7 @@ class Deliveries:
 
     Attributes:
         on_over: called with each delivery whose outcomes are all safe.
+        stale: what a redelivery may join, by link and by what makes two messages one; empty where nothing is.
     """
 
     def __init__(self, ports: Ports) -> None:
@@ -94,8 +94,9 @@ class Deliveries:
         self.on_over: Callable[[Delivery], None] | None = None
         self._unacked: dict[str, dict[str, Delivery]] = {}
         self._fresh: dict[str, dict[str, Delivery]] = {}  # of these what is not in the inbox either
+        self._windows: dict[str, int] = {}  # of the links' connections
         self._running: dict[str, Delivery] = {}
-        self._stale: dict[str, dict[object, list[Delivery]]] = {}
+        self.stale: dict[str, dict[object, list[Delivery]]] = {}
         self._timer_set = False
 
     def __len__(self) -> int:
@@ -103,7 +104,7 @@ class Deliveries:
 
     def join(self, message: Inbound) -> bool:
         """Whether `message` is the redelivery of what is here already; it then needs nothing more."""
-        stale = self._stale.get(message.link)
+        stale = self.stale.get(message.link)
         if not stale or not message.ticket:
             return False
         found = stale.get(_sameness(message), [])
@@ -116,9 +117,10 @@ class Deliveries:
             match.acked = True
             self._ports.ack(message.link, message.ticket)
         else:
-            self._unacked.setdefault(message.link, {})[match.key] = match
+            unacked, fresh = self._open_on(message.link)
+            unacked[match.key] = match
             if not match.inboxed:
-                self._fresh.setdefault(message.link, {})[match.key] = match
+                fresh[match.key] = match
         return True
 
     def begin(self, delivery: Delivery, *, ready: bool) -> None:
@@ -126,25 +128,33 @@ class Deliveries:
         self._running[delivery.key] = delivery
         if delivery.acked:
             return
-        link = delivery.message.link
-        unacked = self._unacked.setdefault(link, {})
-        fresh = self._fresh.setdefault(link, {})
-        unacked[delivery.key] = fresh[delivery.key] = delivery
+        link, key = delivery.message.link, delivery.key
+        try:
+            unacked, fresh = self._unacked[link], self._fresh[link]
+        except KeyError:
+            unacked, fresh = self._open_on(link)
+        unacked[key] = fresh[key] = delivery
+        window = self._windows.get(link) or self._window(link)
         if not ready:
             self._commit(delivery)
-        elif 2 * len(unacked) > self._ports.window(link):
+        elif 2 * len(unacked) > window:
             self._commit_first(fresh)
+        if len(unacked) > window:
+            # mosquitto 2.0.11 sends more than it may after a reconnect. Such messages are in memory in any case; up to
+            # some thousands they had better wait there than be refused.
+            delivery.surplus = len(unacked) <= SURPLUS_WINDOWS * window
         if not self._timer_set:
             self._timer_set = True
             self._ports.later(HELD_S, self._commit_old)
 
-    def over_window(self, link: str) -> bool:
-        """Whether the broker has sent more than it was allowed to (mosquitto 2.0.11 does so after a reconnect).
+    def _open_on(self, link: str) -> tuple[dict[str, Delivery], dict[str, Delivery]]:
+        """What of a link is not acknowledged, and what of that is not in the inbox either."""
+        return self._unacked.setdefault(link, {}), self._fresh.setdefault(link, {})
 
-        Such messages are in memory in any case; up to some thousands they had better wait there than be refused.
-        """
-        window = self._ports.window(link)
-        return window < len(self._unacked.get(link, ())) <= SURPLUS_WINDOWS * window
+    def _window(self, link: str) -> int:
+        """Of the link's connection, which is asked for it once."""
+        window = self._windows[link] = self._ports.window(link)
+        return window
 
     def restore(self, delivery: Delivery) -> None:
         """Takes up a delivery that the inbox kept over a restart; a redelivery of it may still come."""
@@ -160,19 +170,22 @@ class Deliveries:
         self._running.pop(delivery.key, None)
         if delivery.inboxed:
             self._ports.drop_inbox(delivery.key)
-        if not delivery.acked and not delivery.stale:
-            self._ack(delivery)
-        elif delivery.acked and delivery.stale:
+        if not delivery.acked:
+            if not delivery.stale:
+                self._ack(delivery)
+        elif delivery.stale:
             self._unstale(delivery)
         if self.on_over is not None:
             self.on_over(delivery)
-        for follower in delivery.followers or ():
-            self.release(follower)
+        if delivery.followers:
+            for follower in delivery.followers:
+                self.release(follower)
 
     def link_down(self, link: str) -> None:
         """The link's connection is gone, and with it all its acknowledgements."""
         self._unacked.pop(link, None)
         self._fresh.pop(link, None)
+        self._windows.pop(link, None)
         self._forget_settled(link)
         for delivery in self._running.values():
             if delivery.message.link == link and delivery.message.ticket and not delivery.stale:
@@ -180,20 +193,23 @@ class Deliveries:
 
     def _forget_settled(self, link: str) -> None:
         """A whole connection went by without their redelivery: the broker does not redeliver."""
-        for delivery in [d for same in self._stale.get(link, {}).values() for d in same if d.open == 0]:
+        for delivery in [d for same in self.stale.get(link, {}).values() for d in same if d.open == 0]:
             self._unstale(delivery)
 
     def session_lost(self, link: str) -> None:
         """The broker kept no session: nothing will be redelivered, so what is here is all there is."""
-        for delivery in [d for same in self._stale.pop(link, {}).values() for d in same]:
+        for delivery in [d for same in self.stale.pop(link, {}).values() for d in same]:
             delivery.stale = False
             delivery.acked = True
 
     def _ack(self, delivery: Delivery) -> None:
         delivery.acked = True
-        self._unacked.get(delivery.message.link, {}).pop(delivery.key, None)
-        self._fresh.get(delivery.message.link, {}).pop(delivery.key, None)
-        self._ports.ack(delivery.message.link, delivery.message.ticket)
+        message, key = delivery.message, delivery.key
+        link = message.link
+        if link in self._unacked:
+            self._unacked[link].pop(key, None)
+            self._fresh[link].pop(key, None)
+        self._ports.ack(link, message.ticket)
 
     def _commit(self, delivery: Delivery) -> None:
         if delivery.inboxed or not self._ports.keeps_up():
@@ -239,17 +255,19 @@ class Deliveries:
 
     def _make_stale(self, delivery: Delivery) -> None:
         delivery.stale = True
-        stale = self._stale.setdefault(delivery.message.link, {})
+        stale = self.stale.setdefault(delivery.message.link, {})
         stale.setdefault(_sameness(delivery.message), []).append(delivery)
 
     def _unstale(self, delivery: Delivery) -> None:
         delivery.stale = False
-        stale = self._stale.get(delivery.message.link, {})
+        stale = self.stale.get(delivery.message.link, {})
         same = stale.get(_sameness(delivery.message), [])
         if delivery in same:
             same.remove(delivery)
         if not same:
             stale.pop(_sameness(delivery.message), None)
+        if not stale:
+            self.stale.pop(delivery.message.link, None)
 
 
 def _sameness(message: Inbound) -> object:

@@ -36,57 +36,68 @@ class Repeats:
 
     Args:
         now: the loop's time.
+        endpoint: whether a delivery is for model endpoints, in whose protocol an ``id`` at the top of the payload is
+            the request's; elsewhere it may be a sensor's, and equal readings are two.
 
     Attributes:
-        answered: how many were answered from memory or joined the run under way.
+        answered: how many were answered from memory or joined the run under way; its user counts.
     """
 
-    def __init__(self, limits: AnswerLimits, now: Callable[[], float]) -> None:
+    def __init__(self, limits: AnswerLimits, now: Callable[[], float], endpoint: Callable[[Delivery], bool]) -> None:
         self._limits = limits
         self._now = now
+        self._endpoint = endpoint
         self._under_way: dict[Asked, Delivery] = {}
         self._remembered: OrderedDict[Asked, _Outcome] = OrderedDict()
         self._outdated: set[Asked] = set()
         self._bytes = 0
         self.answered = 0
 
-    def outcome(self, message: Inbound) -> list[tuple[str, Outbound]] | None:
-        """What went out for this request when it came before, as (link, message); None where it is not remembered."""
-        if not self._remembered:
-            return None
-        key = _key(message)
-        found = self._remembered.get(key) if key else None
-        if found is None or not _same(found.message, message) or self._is_old(found):
-            return None
-        self.answered += 1
-        return found.sent
+    def begin(self, delivery: Delivery) -> Delivery | list[tuple[str, Outbound]] | None:
+        """Notes that a request is run, unless it was run already or is now.
 
-    def under_way(self, message: Inbound, *, endpoint: bool) -> Delivery | None:
-        """The delivery of this request that has no outcome yet.
-
-        Args:
-            endpoint: it is for model endpoints, in whose protocol an ``id`` at the top of the payload is the request's;
-                elsewhere it may be a sensor's, and equal readings are two.
+        Returns:
+            None where it is to be run; what went out for it when it came before, as (link, message); or the delivery of
+            the same request that has no outcome yet.
         """
-        key = _key(message)
-        first = self._under_way.get(key) if key else None
-        if first is None or not _same(first.message, message) or not _names_an_id(message, endpoint=endpoint):
+        message = delivery.message
+        _, response_topic, correlation, _, _ = message.properties
+        if correlation is not None:
+            key: Asked = (message.link, message.topic, response_topic, correlation, None)
+        elif len(message.payload) > MOST_COMPARED:
             return None
-        self.answered += 1
-        return first
-
-    def begin(self, delivery: Delivery) -> None:
-        """Notes that a request is run."""
-        key = _key(delivery.message)
-        if key is not None and self._limits.max_count and key not in self._under_way:
+        else:
+            key = (message.link, message.topic, response_topic, None, message.payload)
+        if key in self._remembered and (sent := self._outcome(key, message)) is not None:
+            return sent
+        if key in self._under_way:
+            return self._joined(key, delivery)
+        if self._limits.max_count:
             self._under_way[key] = delivery
             delivery.asked = key
             delivery.sent = []
+        return None
+
+    def _outcome(self, key: Asked, message: Inbound) -> list[tuple[str, Outbound]] | None:
+        """What went out for this request when it came before; None where that is another one's, or too old."""
+        found = self._remembered[key]
+        if not _same(found.message, message) or self._is_old(found):
+            return None
+        return found.sent
+
+    def _joined(self, key: Asked, delivery: Delivery) -> Delivery | None:
+        """The delivery of this request that has no outcome yet; None where that is another request's."""
+        first = self._under_way[key]
+        if not _same(first.message, delivery.message):
+            return None
+        if not _names_an_id(delivery.message, endpoint=self._endpoint(delivery)):
+            return None
+        return first
 
     def over(self, delivery: Delivery) -> None:
         """It has its outcome, which is remembered where it names an id and was no error."""
         key = delivery.asked
-        if delivery.sent is None or key is None:
+        if key is None or delivery.sent is None:
             return
         del self._under_way[key]
         if key in self._outdated:
@@ -135,15 +146,6 @@ def message_id(delivery: Delivery, function: str, number: int) -> str:
     digest = hashlib.blake2b(repr(told).encode(), digest_size=12)
     digest.update(message.payload)
     return f"{digest.hexdigest()}-{function}-{number}"
-
-
-def _key(message: Inbound) -> Asked | None:
-    properties = message.properties
-    if properties.correlation is not None:
-        return message.link, message.topic, properties.response_topic, properties.correlation, None
-    if len(message.payload) > MOST_COMPARED:
-        return None
-    return message.link, message.topic, properties.response_topic, None, message.payload
 
 
 def _same(one: Inbound, other: Inbound) -> bool:

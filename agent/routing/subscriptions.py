@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from agent.settings import Subscription
+from agent.values import dataclass
 
 LINKS = ("local", "cloud")
 FUNCTION = "function:"
@@ -20,6 +21,27 @@ CACHED_ROUTES = 8192  # topics seen lately; a core with more topics than that pa
 def function_of(target: str) -> str | None:
     """The function's Id of a target or source ``function:ID``; None for a link."""
     return target[len(FUNCTION) :] if target.startswith(FUNCTION) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where a message goes.
+
+    Attributes:
+        targets: all of them, distinct, in the order of the subscriptions.
+        functions: the Ids of the functions among them.
+        others: the links and the shadows among them.
+    """
+
+    targets: tuple[str, ...]
+    functions: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def way_to(targets: tuple[str, ...]) -> Way:
+    """The targets, sorted by what they are."""
+    functions = tuple(target[len(FUNCTION) :] for target in targets if target.startswith(FUNCTION))
+    return Way(targets, functions, tuple(target for target in targets if not target.startswith(FUNCTION)))
 
 
 class _Node:
@@ -41,20 +63,24 @@ class Subscriptions:
     def __init__(self, subscriptions: Iterable[Subscription]) -> None:
         self.all: tuple[Subscription, ...] = tuple(subscriptions)
         self._roots: dict[str, _Node] = {}
-        self._cache: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._cache: dict[tuple[str, str], Way] = {}
         for each in self.all:
             _insert(self._roots.setdefault(each.source, _Node()), each.subject, each.target)
 
-    def route(self, source: str, topic: str) -> tuple[str, ...]:
-        """Distinct targets of a message of `source` on `topic`; empty where nobody asked for it."""
+    def way(self, source: str, topic: str) -> Way:
+        """Where a message of `source` on `topic` goes; nowhere where nobody asked for it."""
         key = (source, topic)
-        targets = self._cache.get(key)
-        if targets is None:
-            targets = self._find(source, topic)
+        way = self._cache.get(key)
+        if way is None:
+            way = way_to(self._find(source, topic))
             if len(self._cache) >= CACHED_ROUTES:
                 self._cache.clear()
-            self._cache[key] = targets
-        return targets
+            self._cache[key] = way
+        return way
+
+    def route(self, source: str, topic: str) -> tuple[str, ...]:
+        """Distinct targets of a message of `source` on `topic`; empty where nobody asked for it."""
+        return self.way(source, topic).targets
 
     def _find(self, source: str, topic: str) -> tuple[str, ...]:
         root = self._roots.get(source)
