@@ -21,7 +21,6 @@ from agent.mqtt.control import Identity
 from agent.mqtt.renewal import Renewal
 from agent.mqtt.session import Owner, Session, Terms
 from agent.mqtt.stream import PacketStream
-from agent.mqtt.tls import context_of, validity_of
 from agent.trust.certificates import SOON_S, day
 
 logger = logging.getLogger(__name__)
@@ -126,7 +125,10 @@ class Keeper:
     def _usable(self) -> bool:
         """Whether one could connect with the files as they are now; else the connection that stands is kept."""
         try:
-            context_of(self._link)
+            if self._link.tls:
+                from agent.mqtt import tls  # as below
+
+                tls.context_of(self._link)
             with_login(self._link, self._address)
         except AgentError as error:
             if str(error) not in self._said:
@@ -137,7 +139,11 @@ class Keeper:
 
     def _look_at_the_certificate(self) -> None:
         """Notes how long the one lasts that was just taken, and warns once where that is not long."""
-        found = validity_of(self._link)
+        if not self._link.tls:
+            return
+        from agent.mqtt import tls  # ssl, and with it OpenSSL: only where a link is encrypted
+
+        found = tls.validity_of(self._link)
         self.certificate_ends_s = found.ends_s if found else None
         if found is not None and found.ends_s - time.time() < SOON_S:
             text = f"this core's certificate {self._link.cert} is valid until {day(found.ends_s)} only: renew it"
