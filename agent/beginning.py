@@ -87,7 +87,8 @@ class Beginning:
     async def start(self) -> None:
         """Finds the group that is to run and starts its workers; does not wait for them."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self.stopping.set)
+            # Not the loop's own way, which asks the module inspect about the handler: 1 MB with ast and dis.
+            signal.signal(number, self._told_to_stop)
         self.group = await self.deployer.recover()
         if self.group is not None:
             await self.activation.begin(self.group)
@@ -109,6 +110,10 @@ class Beginning:
         waiting, self._waiting = self._waiting, []
         for call in waiting:
             self.rest.take(call)
+
+    def _told_to_stop(self, *_: object) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.stopping.set)
 
     def _called(self, call: FunctionCall) -> None:
         if self._ready:

@@ -25,7 +25,7 @@ def left_out(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed(name: str) -> Iterator[None]:
-    """Within it, importing ``package.name`` gives a module that loads the real one once it is asked for something."""
+    """Within it, importing the module `name` gives one that loads the real one once it is asked for something."""
     if name in sys.modules:
         yield
         return
@@ -36,7 +36,8 @@ def postponed(name: str) -> Iterator[None]:
         return getattr(importlib.import_module(name), attribute)
 
     stand_in.__getattr__ = __getattr__  # type: ignore[method-assign]
-    setattr(importlib.import_module(package), last, stand_in)
+    if package:
+        setattr(importlib.import_module(package), last, stand_in)
     sys.modules[name] = stand_in
     try:
         yield

@@ -86,7 +86,7 @@ OWNERS = {
         "agent.cloud.spool_stock",
         "agent.cloud.spool_thread",
     ),
-    "tenacity": ("agent.mqtt", "agent.deployment.download"),
+    "tenacity": ("agent.mqtt.broker", "agent.deployment.download"),
     "yaml": ("agent.settings.nodes", "agent.cli.commands", DEMO),
     "cryptography": ("agent.trust.keys", "agent.deployment.vault"),
     "dlr": ("functions.runtimes.dlr", "functions.runtimes.calling_home"),
