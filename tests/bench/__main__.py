@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 def set_up(chosen: argparse.Namespace) -> None:
     """Installs what the chosen parts compare."""
     setting_up.compile_c("load", tell)
+    setting_up.compile_sources(tell)
     if chosen.quick:
         return
     alone = footprint.CONTENDERS if "footprint" in chosen.parts else ()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import compileall
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.bench.places import CACHE, HERE, LOOP, MLSERVER, NODE_RED
+from tests.bench.places import CACHE, HERE, LOOP, MLSERVER, NODE_RED, ROOT
 
 LOOP_NEEDS: Final = ("onnxruntime", "orjson", "paho-mqtt")
 # Newer uvloops break the worker processes of MLServer's default mode.
@@ -24,6 +25,12 @@ def compile_c(name: str, tell: Tell, *libraries: str) -> None:
     if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
         tell(f"compile {name}.c")
         _run(["gcc", "-O2", "-o", str(made), str(source), *libraries])
+
+
+def compile_sources(tell: Tell) -> None:
+    """Our own to bytecode, as pip does for whoever installs them; a checkout's would be compiled at each start."""
+    if not all(compileall.compile_dir(ROOT / each, quiet=1) for each in ("agent", "functions")):
+        tell("some sources cannot be compiled")
 
 
 def install_loop(tell: Tell) -> None:
