@@ -13,7 +13,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import trial
 from agent.capture.policy import Capture
@@ -29,10 +29,12 @@ from agent.inference.pool import Pool, PoolLimits
 from agent.inference.requests import FunctionCall, Request, Worker
 from agent.inference.vitals import resident_kb
 from agent.messages import BINARY, JSON
-from agent.routing.function_calls import Callee
-from agent.routing.outcomes import FunctionTraits
 from agent.settings import Settings
 from agent.worker_specs import Generation, Specs, origin_of
+
+if TYPE_CHECKING:
+    from agent.routing.function_calls import Callee
+    from agent.routing.outcomes import FunctionTraits
 
 log = logging.getLogger(__name__)
 
@@ -261,6 +263,8 @@ class Activation:
 
     def callees(self, group: Group) -> list[Callee]:
         """The group's functions as they may invoke one another."""
+        from agent.routing.function_calls import Callee  # 4 ms, while the workers start
+
         return [Callee(f.id, f.arn, f.timeout_s, f.processes) for f in group.deployment.functions]
 
     async def _prepare_if_it_can(self, group: Group) -> secrets.Opened:
@@ -329,5 +333,7 @@ def _held(pools: Sequence[Pool]) -> Iterator[None]:
 
 
 def _traits(function: Function) -> FunctionTraits:
+    from agent.routing.outcomes import FunctionTraits  # as above
+
     encoding = JSON if function.encoding == "json" else BINARY
     return FunctionTraits(encoding, function.endpoint, function.capture is not None)

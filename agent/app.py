@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import time
@@ -203,6 +204,11 @@ class Agent:
         await self.control.start()
         self.deployer.start()
         log.info("core %s runs group %s", self.settings.core, group.deployment.id if group else "none")
+        # While the workers still load. What is there now lives as long as the process: the collector, which was off for
+        # the start, does not look at it again, and no request waits for it to do so.
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
     async def stop(self) -> None:
         """Drains the functions, hands over what can be, says offline and ends."""

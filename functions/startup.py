@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import io
 import itertools
@@ -10,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from functions import config, frames, isolation, loading
@@ -36,6 +37,8 @@ def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
         settings = config.read(first[0][0][1])
         sys.argv = [settings.code or settings.function, *settings.arguments]
         entry = _lambda_entry(settings)
+        gc.freeze()  # what is ours, so that the collection below takes less
+        gc.enable()  # the function's own code comes now
         if entry is not None:
             _run_lambda(sock, reader, settings, entry, pulse=pulse, received=first[1:], facts=entered._asdict())
         server, facts = prepared(sock, reader, settings)
@@ -122,14 +125,28 @@ def _server(code: loading.Code) -> type[Server]:
 def _models(settings: config.Config) -> dict[str, Model]:
     if not settings.models:
         return {}
-    try:
-        import numpy  # noqa: F401
-    except ImportError as error:
-        message = f"{sys.executable} cannot run models: {error}. Install numpy: {sys.executable} -m pip install numpy"
-        raise StartError("INTERPRETER_INCOMPLETE", message) from error
-    from functions.runtimes.loading import load
+    with _uncollected():
+        try:
+            import numpy  # noqa: F401
+        except ImportError as error:
+            python = sys.executable
+            message = f"{python} cannot run models: {error}. Install numpy: {python} -m pip install numpy"
+            raise StartError("INTERPRETER_INCOMPLETE", message) from error
+        from functions.runtimes.loading import load
 
-    return {m.id: load(m.id, m.path, m.runtime, m.options, m.requires) for m in settings.models}
+        return {m.id: load(m.id, m.path, m.runtime, m.options, m.requires) for m in settings.models}
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within it, the garbage collector rests: see functions.worker."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _warm_up(models: dict[str, Model]) -> None:

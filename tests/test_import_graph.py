@@ -105,6 +105,10 @@ TOO_HEAVY = ("boto3", "botocore", "numpy", "onnxruntime", "dlr", "amqtt", "moto"
              "multiprocessing", "unittest", "cryptography", "agent.demo", "agent.deployment.sources.s3",
              "functions.runtimes", "functions.worker")  # fmt: skip
 
+# What its libraries import for cases that are not the agent's, and what only some commands or cores need: 4 MB.
+NEVER_ASKED = ("argparse", "inspect", "ast", "dis", "email", "http.client", "urllib.request", "uuid", "tenacity",
+               "statistics", "decimal", "difflib")  # fmt: skip
+
 
 def within(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == each or module.startswith(f"{each}.") for each in packages)
@@ -162,14 +166,29 @@ def _loaded(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
+def _loaded_by_run(*, encrypted: bool) -> set[str]:
+    return _loaded(f"""
+from pathlib import Path
+from agent.cli.run import lean
+with lean(encrypted={encrypted}):
+    from agent.settings import nodes
+    begun = nodes.begin(Path("topics.yaml"))
+    from agent.settings.reader import load
+    load(Path("topics.yaml"), begun=begun)
+    import agent.loop, agent.beginning, agent.app
+""")
+
+
 def test_the_agents_process_holds_nothing_heavy() -> None:
-    """Reading topics.yaml loads PyYAML (2 MB), once; everything else of the agent does without."""
-    loaded = _loaded("import agent.app")
-    assert [each for each in TOO_HEAVY if each in loaded] == []
-    settings = _loaded(
-        "import agent.app, agent.settings.reader, pathlib; agent.settings.reader.load(pathlib.Path('topics.yaml'))"
-    )
-    assert [each for each in TOO_HEAVY if each in settings] == ["yaml"]
+    loaded = _loaded_by_run(encrypted=False)
+    assert [each for each in (*TOO_HEAVY, *NEVER_ASKED, "ssl") if each in loaded] == []
+    assert "ssl" in _loaded_by_run(encrypted=True)
+
+
+def test_what_starts_the_workers_comes_without_what_follows() -> None:
+    loaded = _loaded("import agent.beginning, agent.settings.reader")
+    later = ("agent.app", "agent.mqtt.link", "agent.cloud.spool", "agent.routing.exchange", "sqlite3", "paho", "yaml")
+    assert [each for each in later if each in loaded] == []
 
 
 def test_a_worker_that_has_no_model_loads_no_numpy() -> None:
