@@ -179,13 +179,13 @@ class _Selector(selectors.BaseSelector):
                 events = self._epoll.poll(timeout)
             except InterruptedError:
                 return []
-            found = []
+            found: list[tuple[selectors.SelectorKey, int]] = []
             turn.reading = True
             for descriptor, event in events:
                 read = readers.get(descriptor)
                 if read is None or event & _OUT:
                     found += self._event(descriptor, event)
-                if read is not None and event & ~_OUT:
+                if read is not None and event != _OUT:
                     try:
                         read()
                     except Exception as error:
