@@ -127,15 +127,17 @@ class Activation:
                 await self._all_ready([pool for pool in generation.pools if pool.on_demand])
                 await trial.examine(group, generation.pools)
 
+    async def begin(self, group: Group) -> None:
+        """Starts the group's workers ahead of `promote`, which takes them; returns when they are on their way."""
+        for pool in self._open(group, await self._prepare_if_it_can(group)).pools:
+            if not pool.on_demand:
+                pool.open()
+
     async def promote(self, group: Group) -> None:
         """Routes to the group's workers, warm or not yet; those of before are kept. Returns when the brokers know."""
-        fresh = self._warm.pop(group.number, None)
-        if fresh is None:
-            fresh = self._open(group, await self._prepare_if_it_can(group))
-            del self._warm[group.number]
-            for pool in fresh.pools:
-                if not pool.on_demand:
-                    pool.open()
+        if group.number not in self._warm:
+            await self.begin(group)
+        fresh = self._warm.pop(group.number)
         for pool in fresh.pools:
             pool.held = False
         before = self._routed_to

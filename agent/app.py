@@ -10,32 +10,24 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import secrets
-import shutil
-import signal
+import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agent import instance
-from agent.activation import Activation
+from agent.beginning import Beginning, Rest
 from agent.capture.desk import CaptureDesk
 from agent.capture.settled import Hold, Settled
 from agent.cloud import reports
-from agent.cloud.job_channel import JobChannel
 from agent.cloud.outbox import Outbox
 from agent.cloud.spool import Spool
 from agent.console import Console, Parts
 from agent.control import ControlServer
-from agent.deployment.deployer import Deployer
 from agent.deployment.document import UNREADABLE, deployment_id_of
-from agent.deployment.store import Group, Store
+from agent.deployment.store import Group
 from agent.errors import AgentError
-from agent.inference.dispatch import Dispatcher
 from agent.inference.requests import Request
 from agent.messages import JSON, Inbound, Outbound, Properties
-from agent.mqtt.broker import EmbeddedBroker
-from agent.mqtt.guard import guard_of, own_login
 from agent.mqtt.link import Link
 from agent.routes import FilterJournal, Routes
 from agent.routing.deliveries import Deliveries, Delivery
@@ -43,8 +35,11 @@ from agent.routing.exchange import Exchange
 from agent.routing.function_calls import FunctionCalls
 from agent.routing.subscriptions import FUNCTION, SHADOWS
 from agent.settings import Link as LinkSettings
-from agent.settings import Settings
 from agent.shadows.service import Shadows
+
+if TYPE_CHECKING:
+    from agent.cloud.job_channel import JobChannel
+    from agent.mqtt.broker import EmbeddedBroker
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +49,29 @@ BACKOFF_S = {"local": 1.0, "cloud": 60.0}
 
 
 class Agent:
-    """One core's agent."""
+    """One core's agent.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings = dataclasses.replace(settings, local=own_login(settings.local))
+    Args:
+        beginning: what has begun already; it is joined here.
+    """
+
+    def __init__(self, beginning: Beginning) -> None:
+        settings = beginning.settings
+        if settings.local.embedded:
+            from agent.mqtt.guard import own_login  # as `_build_brokers`
+
+            settings = dataclasses.replace(settings, local=own_login(settings.local))
+        self.settings = settings
         self._topics = settings.topics
-        self.loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
+        self._beginning = beginning
+        self.loop = beginning.loop
+        self.store, self.dispatcher = beginning.store, beginning.dispatcher
+        self.activation, self.deployer = beginning.activation, beginning.deployer
         self._closing = False
         self._state_due = False
         self._losses_due: asyncio.TimerHandle | None = None
         self._settled = False  # the control link is up and every link that is up has its SUBACKs
         self._tasks: set[asyncio.Task[Any]] = set()
-        instance.lock_state(settings.state)
-        instance.end_orphans(settings.state)
-        shutil.rmtree(settings.state / "run", ignore_errors=True)
         self._build()
 
     def _build(self) -> None:
@@ -80,14 +83,13 @@ class Agent:
         self.spool = Spool(settings.state / "spool.db", loop=self.loop, limits=settings.spool)
         self.spool.on_loss = self._tell_of_losses
         self.outbox = Outbox(self.spool, self.links, settings.spool)
-        self.dispatcher = Dispatcher()
         self.deliveries = Deliveries(_DeliveryPorts(self))
         self.exchange = Exchange(
             settings.core,
             settings.topics,
             self.deliveries,
             _ExchangePorts(self),
-            secrets.token_hex(4),
+            os.urandom(4).hex(),
             settings.answers,
         )
         self.captures = CaptureDesk(
@@ -101,20 +103,18 @@ class Agent:
         self.shadows = Shadows(settings.state, self.loop, self._publish_of_shadow)
         self.function_calls = FunctionCalls(self.exchange, _CallPorts(self))
         self.routes = Routes(settings, self.links, self.control_link, self.exchange)
-        self.store = Store(settings.state, settings.retention)
-        self.activation = Activation(
-            settings,
-            self.dispatcher,
-            loop=self.loop,
-            routed=self._route,
-            changed=self._state_changed,
-            called=self.function_calls.take,
-        )
-        self.deployer = Deployer(
-            self.store, settings, self.activation, self._report, admit=self.routes.admit, ask_anew=self._ask_anew
-        )
         self.jobs = self.routes.jobs = self._build_jobs()
         self.control = ControlServer(settings.state, Console(self._parts()).handlers())
+        self._beginning.join(
+            Rest(
+                route=self._route,
+                changed=self._state_changed,
+                take=self.function_calls.take,
+                report=self._report,
+                admit=self.routes.admit,
+                ask_anew=self._ask_anew,
+            )
+        )
 
     def _parts(self) -> Parts:
         return Parts(
@@ -132,6 +132,8 @@ class Agent:
     def _build_jobs(self) -> JobChannel | None:
         if self.settings.jobs is None:
             return None
+        from agent.cloud.job_channel import JobChannel  # only where it is used
+
         return JobChannel(self.settings.jobs, self.links[self.control_link], self.deployer, _id_of)
 
     async def _ask_anew(self, deployment: str) -> tuple[bytes, bytes | None] | None:
@@ -140,7 +142,12 @@ class Agent:
 
     def _build_brokers(self) -> list[EmbeddedBroker]:
         local = self.settings.local
-        return [EmbeddedBroker(local.listen, guard_of(local))] if local.embedded else []
+        if not local.embedded:
+            return []
+        from agent.mqtt.broker import EmbeddedBroker  # with ssl, which takes OpenSSL along: only where it is used
+        from agent.mqtt.guard import guard_of
+
+        return [EmbeddedBroker(local.listen, guard_of(local))]
 
     def _build_links(self) -> dict[str, Link]:
         core = self.settings.core
@@ -170,11 +177,9 @@ class Agent:
 
     async def run(self) -> None:
         """Runs until SIGTERM or SIGINT."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self._stopping.set)
         try:
             await self.start()
-            await self._stopping.wait()
+            await self._beginning.stopping.wait()
         finally:
             await self.stop()
 
@@ -182,12 +187,13 @@ class Agent:
         """Starts everything in the order in which nothing waits for what is slower."""
         await self.spool.open()
         await self.captures.open()
-        group = await self.deployer.recover()
+        group = self._beginning.group
         # Before the links: what an earlier run was sent comes again right after CONNACK, and what then finds no route
         # would be acknowledged unserved, what is in the inbox would run beside its redelivery.
         if group is not None:
             await self.activation.promote(group)
         self._put_routes(group)
+        self._beginning.ready()
         for key, message, targets in await self.spool.inbox():
             self.exchange.restore(key, message, tuple(targets))
         for broker in self.brokers:

@@ -9,7 +9,6 @@ import asyncio
 import base64
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from agent.capture.desk import CaptureDesk
@@ -23,6 +22,7 @@ from agent.errors import RejectedError
 from agent.messages import Inbound, Properties
 from agent.mqtt.link import Link
 from agent.routing.exchange import Exchange
+from agent.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

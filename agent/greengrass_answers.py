@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from agent.errors import ConfigError
+from agent.values import dataclass
 
 # A definition's list -> the key of its ARN in a group version.
 LISTS: Final = {

@@ -11,13 +11,13 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from agent.deployment.document import parse, unsupported_in
 from agent.deployment.functions import LAMBDA_ARN, SYSTEM_ARN
 from agent.greengrass_answers import read_group
 from agent.settings import Policy
+from agent.values import dataclass
 
 KEPT: Final = ("Resources", "Functions", "Subscriptions", "Loggers", "Connectors")
 EVERYTHING: Final = Policy(sources=("*",), destinations=("/",), local=("*",))  # what a core allows is the core's matter

@@ -12,9 +12,9 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.activation import Activation
-from agent.cloud.job_channel import JobChannel
 from agent.deployment.definition import Deployment
 from agent.deployment.store import Group
 from agent.errors import RejectedError
@@ -24,6 +24,9 @@ from agent.routing.exchange import Exchange
 from agent.routing.subscriptions import LINKS, Subscriptions
 from agent.routing.topics import disjoint_cover
 from agent.settings import Settings, Subscription
+
+if TYPE_CHECKING:
+    from agent.cloud.job_channel import JobChannel
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from agent.inference.requests import FunctionCall, Origin
 from agent.inference.worker_python import model_config, python_of
 from agent.instance import MARK
 from agent.settings import Settings
+from agent.values import dataclass
 
 log = logging.getLogger(__name__)
 

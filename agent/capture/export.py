@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from agent.capture import formats
 from agent.capture.received import Received, lines, parse
 from agent.errors import ConfigError, RejectedError
+from agent.values import dataclass
 
 
 @dataclass

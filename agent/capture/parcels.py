@@ -7,12 +7,13 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from agent.capture.received import suffix
 from agent.capture.samples import Payload, Reference, Sample, size
 from agent.inference.requests import Origin
+from agent.values import dataclass
 
 FIELDS: Final = ("given", "made")
 

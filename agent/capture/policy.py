@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from agent.capture.rules import Rule
+from agent.values import dataclass
 
 MEASURES: Final = ("entropy", "least_confidence", "margin", "random")
 

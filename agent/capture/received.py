@@ -6,13 +6,13 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
 
 from agent.errors import RejectedError
 from agent.messages import BINARY, JSON, MSGPACK
+from agent.values import dataclass
 
 REFERENCE: Final = "application/vnd.marram.reference+json"  # of a payload that lies in S3
 TEXTS: Final = ("id", "reason", "function", "topic", "timestamp")

@@ -11,8 +11,10 @@ import ast
 import operator
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
+
+from agent.values import dataclass
 
 MAX_CHARACTERS: Final = 1000
 MAX_PARTS: Final = 100

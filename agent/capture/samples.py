@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
 
 from agent.inference.requests import Origin
 from agent.messages import JSON, MSGPACK
+from agent.values import dataclass
 
 _INPUT: Final = b', "input": '
 _OUTPUT: Final = b', "output": '

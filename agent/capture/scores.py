@@ -9,8 +9,9 @@ import heapq
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+from agent.values import dataclass
 
 MAX_SCORES: Final = 10_000
 NAMED: Final = ("scores", "probabilities")  # taken where a result has several lists of numbers

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from agent.capture.samples import Payload
 from agent.inference.requests import Kept, Origin
+from agent.values import dataclass
 
 Hold = Callable[[], Callable[[], None]]
 

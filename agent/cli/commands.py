@@ -9,7 +9,6 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from agent.errors import AgentError, ConfigError
 from agent.messages import JSON, MSGPACK, Outbound, Properties
 from agent.settings import Link as LinkSettings
 from agent.settings.reader import load
+from agent.values import dataclass
 
 ANSWER_S = 5.0  # for the first sign of life of a core
 

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-DEFAULT_CONFIG = Path("topics.yaml")
+from agent.cli.run import DEFAULT_CONFIG
+
+__all__ = ["DEFAULT_CONFIG"]
 
 
 def add_options(command: argparse.ArgumentParser, about: str) -> None:

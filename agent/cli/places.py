@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -13,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from agent.errors import ConfigError
 from agent.settings import Link, Settings
 from agent.settings.reader import load
+from agent.values import dataclass
 
 CORE: Final = r"[A-Za-z0-9:_-]{1,128}"
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883}

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from agent.deployment.definition import HealthCheck
 from agent.deployment.health import MAX_REQUESTS, encode, read_recorded
 from agent.errors import AgentError, ConfigError, RejectedError
 from agent.inference.launching import BOOT, base_environment, make_path
+from agent.values import dataclass
 from functions import frames
 
 RESOURCE: Final = "model"

@@ -10,7 +10,6 @@ import re
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any, Final
@@ -20,6 +19,7 @@ from agent.cli import scaffold_texts as texts
 from agent.cli.recording import describe
 from agent.errors import ConfigError
 from agent.settings.reader import load
+from agent.values import dataclass
 
 SAMPLE: Final = "onnx"  # the word that asks for the model that comes along
 NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")

@@ -10,10 +10,11 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
+
+from agent.values import dataclass
 
 JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_DETAILS: Final = 10  # pairs of statusDetails

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from agent.cloud.job_messages import TOLD_BY_US, Document, Kind
+from agent.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from agent.values import dataclass
 
 BELIEVABLE_S = 1_577_836_800.0  # 2020: a wall clock before it was never set
 

@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from agent.cloud import spool_room as room
@@ -47,6 +47,7 @@ from agent.cloud.spool_stock import Stock
 from agent.errors import ConfigError
 from agent.messages import Inbound
 from agent.settings import SpoolLimits
+from agent.values import dataclass
 
 log = logging.getLogger(__name__)
 

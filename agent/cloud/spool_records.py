@@ -8,12 +8,13 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import msgpack
 
 from agent.messages import Inbound, Outbound, Properties
+from agent.values import dataclass
 
 _CRC_BYTES = 4
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import heapq
 import sqlite3
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 from agent.cloud.spool_records import Key
 from agent.cloud.spool_stock import Stock
 from agent.settings import SpoolLimits
+from agent.values import dataclass
 
 FIRST_TO_GO = ("capture", "result", "report")
 LEVELS = 32  # of a capture's value: so many places at which the index grows, and no more

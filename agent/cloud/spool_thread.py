@@ -15,13 +15,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from agent.cloud.spool_file import Opened, SpoolFile, disk_is_full
 from agent.cloud.spool_layout import is_corrupt
 from agent.cloud.spool_records import Append, Outcome, Write
 from agent.errors import ConfigError
+from agent.values import dataclass
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from agent.demo.cloud import Bucket, Cloud, s3_environment
 from agent.demo.digits import Digits, Split
 from agent.demo.documents import Package
 from agent.demo.relay import Relay
+from agent.values import dataclass
 
 CORE: Final = "circle-core"
 MODEL: Final = "digits-model"

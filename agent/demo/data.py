@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 import agent
 from agent.errors import ConfigError
+from agent.values import dataclass
 from functions.activity import ACTIVITIES, CHANNELS
 
 SAMPLES = 100

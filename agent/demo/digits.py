@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 import agent
 from agent.errors import ConfigError
+from agent.values import dataclass
 
 PIXELS = 64
 CLASSES = 10

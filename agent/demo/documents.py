@@ -6,7 +6,6 @@ All of it is what a user writes; nothing here is known to the agent in another w
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import yaml
 
 import functions
 from agent.archive import pack
+from agent.values import dataclass
 
 CORE = "demo-core"
 BUCKET = "factory-models"

@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from agent.demo.children import Child, free_ports
 from agent.demo.cloud import Bucket, Cloud, s3_environment
 from agent.demo.documents import Package
 from agent.demo.relay import Relay
+from agent.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

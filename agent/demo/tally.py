@@ -11,12 +11,13 @@ import json
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.values import dataclass
 from functions.activity import ACTIVITIES
 
 AGAIN_S = 5.0

@@ -6,13 +6,13 @@ features as the function computes them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.values import dataclass
 from functions.activity import ACTIVITIES, features
 
 Floats: TypeAlias = NDArray[np.float32]

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from agent.deployment import host_links, overlays, quarantine
 from agent.deployment.admission import Admission
 from agent.deployment.definition import Deployment, Probation
-from agent.deployment.download import FetchLimits
 from agent.deployment.fresh_urls import EXPIRED, Ask, FreshUrls
 from agent.deployment.installation import Installed, OnEvent, install, job_of
 from agent.deployment.journal import Record
@@ -27,7 +26,8 @@ from agent.deployment.store import Group, Known, Store, empty_group
 from agent.deployment.threads import in_thread
 from agent.deployment.tree_writer import Caps
 from agent.errors import AgentError, IntegrityError
-from agent.settings import Settings
+from agent.settings import FetchLimits, Settings
+from agent.values import dataclass
 
 LINK_TRIES: Final = 4  # what failed must not be what the next start runs
 LINK_PAUSE_S: Final = 1.0

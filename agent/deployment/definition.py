@@ -6,11 +6,12 @@ Nothing here reads, checks or acts; `document.parse` makes these values and nobo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from agent.capture.policy import Capture
 from agent.settings import Subscription
+from agent.values import dataclass
 
 NEW: Final = "NewDeployment"
 REDEPLOYMENT: Final = "Redeployment"

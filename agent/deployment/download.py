@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -22,6 +21,7 @@ from agent.deployment.sources import ArchiveSource, Stream, changed
 from agent.deployment.troubles import disk_full, inodes_gone
 from agent.errors import RejectedError, TransientError
 from agent.settings import FetchLimits
+from agent.values import dataclass
 
 __all__ = ["FetchLimits", "Fetched", "Part", "Progress", "fetch", "fetch_bytes"]
 

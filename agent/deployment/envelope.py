@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
@@ -20,6 +19,7 @@ import msgpack
 from agent.deployment.encoded import decode, is_json
 from agent.deployment.fields import BAD, shown
 from agent.errors import RejectedError
+from agent.values import dataclass
 
 PAYLOAD_TYPE: Final = "application/vnd.marram.deployment+json"
 MAX_SIGNATURES: Final = 16  # each costs a verification with each trusted key

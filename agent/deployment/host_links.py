@@ -6,12 +6,12 @@ Only links of ours are ever replaced or removed. What cannot be linked becomes a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from agent.deployment import durable
 from agent.deployment.definition import Deployment
 from agent.deployment.permissions import is_below
+from agent.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from agent.deployment.definition import (
 from agent.deployment.store import Known
 from agent.errors import AgentError, TransientError
 from agent.settings import AwsRole, Caps, FetchLimits
+from agent.values import dataclass
 
 logger = logging.getLogger(__name__)
 

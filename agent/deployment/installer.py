@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +29,7 @@ from agent.deployment.sources.role import assume
 from agent.deployment.troubles import inodes_gone, translated
 from agent.errors import AgentError, IntegrityError, TransientError
 from agent.settings import AwsRole, Caps, FetchLimits
+from agent.values import dataclass
 
 NICENESS: Final = 10
 MAX_MEMORY_BYTES: Final = 2 * 1024**3  # of address space: boto3 and its threads take some 300 MiB of it

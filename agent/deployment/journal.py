@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Final
 
 from agent.deployment import durable
 from agent.deployment.machine import FINAL, State
 from agent.deployment.quarantine import Entry
+from agent.values import dataclass
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from agent.deployment import machine
@@ -18,6 +18,7 @@ from agent.deployment.statuses import IN_PROGRESS, Status, status_of
 from agent.deployment.store import Store
 from agent.deployment.threads import in_thread
 from agent.errors import IntegrityError
+from agent.values import dataclass
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,10 @@ What is done before a JOURNAL is done again after a power cut, and may be.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+from agent.values import dataclass
 
 
 class State(str, Enum):

@@ -15,13 +15,14 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from agent.deployment import durable
 from agent.deployment.health import RESERVED, invalid, read_recorded
 from agent.errors import IntegrityError, RejectedError
+from agent.values import dataclass
 
 FORMAT: Final = 1
 CHUNK_BYTES: Final = 1024 * 1024

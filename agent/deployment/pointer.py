@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from agent.deployment.resources import DIGEST, DIGEST_WORDS, ID, ID_WORDS, read_
 from agent.deployment.threads import in_thread
 from agent.errors import RejectedError, TransientError
 from agent.settings import FetchLimits, Settings
+from agent.values import dataclass
 
 ATTEMPTS: Final = 3
 DEADLINE_S: Final = 60.0  # other documents wait so long, and so do the acknowledgements of their messages

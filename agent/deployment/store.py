@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from agent.deployment.journal import JournalFile
 from agent.deployment.objects import ObjectRef, Objects, file_digest
 from agent.errors import AgentError, IntegrityError
 from agent.settings import Retention
+from agent.values import dataclass
 
 __all__ = ["Group", "Known", "ObjectRef", "Store"]
 

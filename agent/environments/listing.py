@@ -10,13 +10,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from agent.environments.libdlr import place_of
 from agent.environments.making import MARKER
 from agent.environments.recipes import OLDEST, RECIPES
+from agent.values import dataclass
 
 DEADLINE_S: Final = 60.0
 # Printed: its version, its prefix, and the versions of those packages that it has.

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +25,7 @@ from agent.environments.libdlr import install_libdlr
 from agent.environments.pythons import find_python, version_of
 from agent.environments.recipes import ALWAYS, Recipe, fits, range_of, recipe_of
 from agent.errors import AgentError
+from agent.values import dataclass
 
 MARKER: Final = "marram-runtime.json"  # in an environment that is whole
 PIP: Final = ("--disable-pip-version-check", "--no-input", "--quiet")

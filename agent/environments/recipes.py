@@ -7,8 +7,9 @@ Python that numpy 1.23.5 has wheels for, 3.11 at most; dlr 1.10.0 is the last, a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from agent.values import dataclass
 
 ALWAYS: Final = ("msgpack",)  # what a worker needs beside numpy
 OLDEST: Final = (3, 10)

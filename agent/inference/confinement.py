@@ -10,7 +10,6 @@ import os
 import pwd
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from agent.deployment.definition import Function
 from agent.errors import AgentError
 from agent.inference.views import Seen
 from agent.settings import Settings
+from agent.values import dataclass
 
 # UIDs that systemd keeps for users who are made up while something runs (DynamicUser): nobody else uses them.
 FIRST_ID: Final = 61184

@@ -11,13 +11,14 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 
 import functions
 from agent.inference.process_namespaces import process_namespace
 from agent.inference.requests import FunctionCall, Origin
+from agent.values import dataclass
 
 BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from functions.worker import main; main()"
 THREADS: Final = (

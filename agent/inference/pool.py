@@ -10,7 +10,6 @@ request that ran into its time limit is answered at once and never run again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from agent.errors import AgentError, FunctionError
@@ -19,6 +18,7 @@ from agent.inference.demand import Demand
 from agent.inference.queueing import WorkQueue
 from agent.inference.requests import Answer, Clock, Failure, Observer, Origin, Request, Worker
 from agent.inference.slots import GRACE_S, Slot, free
+from agent.values import dataclass
 
 MAX_TRIES: Final = 2
 FAILED_STARTS: Final = 3  # after so many in a row the function counts as failed and its requests are answered

@@ -6,8 +6,8 @@ than `FEW` answers prove nothing either; the golden requests decide then.
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from typing import Final
 
 from agent.deployment.definition import Probation
@@ -99,7 +99,7 @@ class Watch:
             allowed = f"at most {self._bounds.max_error_rate:.0%} may (MaxErrorRate)"
             raise FunctionError("PROBATION_ERROR_RATE", f"{text} {self._last_error}; {allowed}")
         if self._is_slow():
-            median = statistics.median(self._latencies_s) * 1000
+            median = _median(self._latencies_s) * 1000
             allowed = f"at most {self._bounds.max_latency_ms:g} ms are allowed (MaxLatencyMs)"
             text = f"the median of the requests took {median:.3g} ms in the probation; {allowed}"
             raise FunctionError("PROBATION_SLOW", text)
@@ -112,4 +112,11 @@ class Watch:
 
     def _is_slow(self) -> bool:
         bound = self._bounds.max_latency_ms
-        return bound is not None and bool(self._latencies_s) and statistics.median(self._latencies_s) * 1000 > bound
+        return bound is not None and bool(self._latencies_s) and _median(self._latencies_s) * 1000 > bound
+
+
+def _median(values: Iterable[float]) -> float:
+    """As in the module statistics, which loads decimal and fractions."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

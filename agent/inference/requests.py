@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agent.errors import AgentError, FunctionError
+from agent.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

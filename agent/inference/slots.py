@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from agent.inference.requests import Request, Worker
+from agent.values import dataclass
 
 SENT_AHEAD_S: Final = 0.005  # work handed to a worker before it asks: enough to keep it busy, little to lose
 MAX_SENT_AHEAD: Final = 128

@@ -7,13 +7,13 @@ in for them where the machine allows none, is the worker's matter: functions.mou
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent.deployment import overlays
 from agent.deployment.definition import DEVICE, VOLUME, Function
 from agent.deployment.store import Group
+from agent.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from agent.routing.topics import filter_problem, matches, overlaps
+from agent.values import dataclass
 
 OWN_NAME: Final = "marram-agent"  # the agent itself, which may do everything
 ROUNDS: Final = 100_000  # of PBKDF2: 70 ms on a laptop, a second on a small device; a login that was good is remembered

@@ -10,19 +10,18 @@ import asyncio
 import errno
 import os
 import socket
-import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from agent import settings
 from agent.errors import AgentError, ConfigError, TransientError
-from agent.mqtt import tls
 from agent.mqtt.codec import MalformedError
 from agent.mqtt.stream import PacketStream
 from agent.trust.secret_files import password_from, password_in
+from agent.values import dataclass
 
 TIMEOUT_S = 10.0
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -115,7 +114,11 @@ async def open_stream(link: settings.Link, make: Callable[[], PacketStream]) -> 
         TransientError: why not, in one sentence with a remedy.
     """
     address = address_of(link)
-    context = tls.context_of(link)
+    context = None
+    if link.tls:
+        from agent.mqtt import tls  # ssl, and with it OpenSSL: only where a link is encrypted
+
+        context = tls.context_of(link)
     problem: AgentError | None = None
     for ip in await _resolve(address):
         try:
@@ -126,7 +129,8 @@ async def open_stream(link: settings.Link, make: Callable[[], PacketStream]) -> 
                 TIMEOUT_S,
             )
             try:
-                tls.check_pin(link, transport.get_extra_info("ssl_object"))
+                if link.tls:
+                    tls.check_pin(link, transport.get_extra_info("ssl_object"))
             except AgentError:
                 stream.detach()
                 raise
@@ -174,10 +178,11 @@ async def _resolve(address: Address) -> list[str]:
 
 
 def _explained(error: Exception, address: Address) -> AgentError:
-    if isinstance(error, ssl.SSLError):
-        return tls.explained(error, address, address.certificate)
-    if address.tls and isinstance(error, ConnectionResetError):
-        return tls.failed(address, "closed in the middle of the handshake")
+    if address.tls:
+        from agent.mqtt import tls  # it is loaded
+
+        if found := tls.explained(error, address, address.certificate):
+            return found
     return TransientError(
         "BROKER_UNREACHABLE",
         f"The broker {address} does not answer: {_reason(error)}.",
@@ -197,9 +202,14 @@ def _unquoted(text: str | None) -> str | None:
     return None if text is None else unquote(text)
 
 
+def _is_tls_end(error: Exception) -> bool:
+    """Whether TLS says that the other end has closed; where no link is encrypted, nothing has loaded ssl."""
+    return type(error).__name__ == "SSLZeroReturnError"
+
+
 def ended(error: Exception | None, address: Address) -> AgentError:
     """Why a connection that stood has ended: closed by the broker (None), an error of TLS or TCP, or no MQTT."""
-    if error is None or isinstance(error, (ConnectionResetError, BrokenPipeError, ssl.SSLZeroReturnError)):
+    if error is None or isinstance(error, (ConnectionResetError, BrokenPipeError)) or _is_tls_end(error):
         # AWS IoT Core gives no other answer to a client that it does not let in.
         remedy = "See that the certificate is active and that its policy allows iot:Connect with this client id."
         return TransientError("BROKER_CLOSED", f"{address} closed the connection.", remedy if address.aws else "")

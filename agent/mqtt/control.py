@@ -7,10 +7,14 @@ that needs paho's types.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import paho.mqtt.client as paho
+from agent.imports import postponed
+
+with postponed(
+    "urllib.request"
+):  # 1.3 MB and 10 ms with http and email; paho asks it for proxies, on sockets of its own
+    import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -19,6 +23,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from agent.messages import Outbound
 from agent.mqtt.connecting import Address
 from agent.mqtt.stream import MAX_PACKET_BYTES, PacketStream
+from agent.values import dataclass
 
 SESSION_EXPIRY_S = 7 * 24 * 3600  # the longest that AWS IoT Core keeps a session
 RECEIVE_MAXIMUM = 100

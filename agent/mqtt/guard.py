@@ -9,13 +9,13 @@ import dataclasses
 import json
 import secrets
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import ConfigError
 from agent.mqtt.access import OWN_NAME, Access, AccessError, read_rules, read_users
 from agent.settings import Link
 from agent.trust.secret_files import loose
+from agent.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from agent.errors import TransientError
 from agent.messages import Outbound
 from agent.mqtt.codec import DUP, PUBACK_HEAD
+from agent.values import dataclass
 
 Done = Callable[[], None]
 Refused = Callable[[str, bool], None]

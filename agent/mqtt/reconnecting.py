@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from typing import TypeVar
 
 from agent import settings
 from agent.errors import AgentError, TransientError
@@ -21,16 +21,17 @@ from agent.mqtt.control import Identity
 from agent.mqtt.renewal import Renewal
 from agent.mqtt.session import Owner, Session, Terms
 from agent.mqtt.stream import PacketStream
-from agent.mqtt.tls import context_of, validity_of
 from agent.trust.certificates import SOON_S, day
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 # After a connection that lasted so long the waits start small again.
 PROVEN_S = 1.0
 # One that the broker closed sooner than this may have been closed because of what was sent on it, or of another client.
 STABLE_S = 10.0
-FIRST_WAIT_S = 0.05
+FIRST_WAIT_S = 0.05  # at most; the longest wait doubles from try to try
+LEAST_WAIT_S = 0.01
 STOP_TIMEOUT_S = 2.0
 WATCH_S = 5.0  # how often the files of a connection are looked at
 RENEWED = "LINK_RENEWED"
@@ -91,12 +92,12 @@ class Keeper:
 
     async def _keep(self) -> None:
         while True:
-            error: AgentError = await self._retrying()(self._one_connection)
+            error: AgentError = await self._tried(self._one_connection)
             self.note(error)
 
     async def _one_connection(self) -> AgentError:
         """Connects and returns why the connection ended; raises that where it did not last."""
-        session: Session = await self._retrying()(self._negotiate)
+        session: Session = await self._tried(self._negotiate)
         self._look_at_the_certificate()
         began = asyncio.get_running_loop().time()
         error = await self._until_over(session)
@@ -126,7 +127,10 @@ class Keeper:
     def _usable(self) -> bool:
         """Whether one could connect with the files as they are now; else the connection that stands is kept."""
         try:
-            context_of(self._link)
+            if self._link.tls:
+                from agent.mqtt import tls  # as below
+
+                tls.context_of(self._link)
             with_login(self._link, self._address)
         except AgentError as error:
             if str(error) not in self._said:
@@ -137,7 +141,11 @@ class Keeper:
 
     def _look_at_the_certificate(self) -> None:
         """Notes how long the one lasts that was just taken, and warns once where that is not long."""
-        found = validity_of(self._link)
+        if not self._link.tls:
+            return
+        from agent.mqtt import tls  # ssl, and with it OpenSSL: only where a link is encrypted
+
+        found = tls.validity_of(self._link)
         self.certificate_ends_s = found.ends_s if found else None
         if found is not None and found.ends_s - time.time() < SOON_S:
             text = f"this core's certificate {self._link.cert} is valid until {day(found.ends_s)} only: renew it"
@@ -162,13 +170,16 @@ class Keeper:
             "Check that no other client uses this client id (one agent for one core name), and the broker's log.",
         )
 
-    def _retrying(self) -> AsyncRetrying:
-        return AsyncRetrying(
-            wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=self._max_backoff_s, min=FIRST_WAIT_S / 5),
-            retry=retry_if_exception_type(AgentError),
-            before_sleep=self._log_outcome,
-            sleep=self._pause,
-        )
+    async def _tried(self, once: Callable[[], Awaitable[T]]) -> T:
+        """What `once` gives in the end; its errors are noted, and it is tried again after a wait each time."""
+        most_s = FIRST_WAIT_S
+        while True:
+            try:
+                return await once()
+            except AgentError as error:
+                self.note(error)
+            await self._pause(random.uniform(LEAST_WAIT_S, min(most_s, self._max_backoff_s)))
+            most_s = min(most_s * 2, self._max_backoff_s)
 
     async def _pause(self, seconds: float) -> None:
         """A wait between two tries, which ends where files are renewed: perhaps these are better."""
@@ -242,11 +253,6 @@ class Keeper:
         stream = await open_stream(self._link, lambda: PacketStream(session))
         await session.open(stream, timeout_s)
         return session
-
-    def _log_outcome(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
-        if isinstance(error, AgentError):
-            self.note(error)
 
     def note(self, error: AgentError) -> None:
         """Keeps why there is no connection, and logs it where it is news."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agent.errors import AgentError, TransientError
@@ -19,6 +18,7 @@ from agent.mqtt.connecting import Address, ended
 from agent.mqtt.control import Control, Identity, Pipe
 from agent.mqtt.reasons import connack_error, disconnect_error
 from agent.mqtt.stream import PacketStream
+from agent.values import dataclass
 
 logger = logging.getLogger(__name__)
 

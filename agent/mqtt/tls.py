@@ -97,12 +97,16 @@ def _unusable(link: settings.Link, error: Exception) -> TransientError:
     )
 
 
-def explained(error: ssl.SSLError, broker: object, certificate: Path | None) -> AgentError:
-    """What a failure of TLS means.
+def explained(error: Exception, broker: object, certificate: Path | None) -> AgentError | None:
+    """What a failure of TLS means; None: it is another's.
 
     Args:
         certificate: the one that the link shows; None: it has none.
     """
+    if isinstance(error, ConnectionResetError):
+        return failed(broker, "closed in the middle of the handshake")
+    if not isinstance(error, ssl.SSLError):
+        return None
     if isinstance(error, ssl.SSLCertVerificationError):
         return _untrusted(error, broker)
     reason = error.reason or ""

@@ -6,11 +6,12 @@ MQTT 5's noLocal ends such a round at the broker; MQTT 3.1.1 has nothing like it
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from agent.routing.filter_tree import FilterTree
 from agent.routing.subscriptions import FUNCTION, LINKS
 from agent.settings import Subscription
+from agent.values import dataclass
 
 
 def find_cycle(

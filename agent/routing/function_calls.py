@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Protocol
 
 from agent.errors import AgentError, FunctionError, RejectedError
@@ -17,6 +17,7 @@ from agent.messages import Inbound, Properties
 from agent.routing.answers import provenance
 from agent.routing.exchange import MAX_HOPS, Exchange
 from agent.routing.subscriptions import FUNCTION
+from agent.values import dataclass
 
 SHORTEST_WAIT_S: Final = 30.0
 QUEUED_TIMEOUTS: Final = 2  # an invocation may wait for as long as its function may take, and then take it

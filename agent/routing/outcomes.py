@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -28,6 +27,7 @@ from agent.routing.repeats import message_id
 from agent.routing.subscriptions import FUNCTION, SHADOWS, Subscriptions
 from agent.routing.topics import name_problem
 from agent.settings import Topics
+from agent.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from agent.messages import JSON, Inbound, Outbound
 from agent.routing.answers import kind_of, read_envelope
 from agent.routing.deliveries import Asked, Delivery
 from agent.settings import AnswerLimits
+from agent.values import dataclass
 
 OVERHEAD_BYTES = 512  # an entry's own objects, about
 MOST_COMPARED = 1 << 16  # bytes of a payload that is looked at for its id while it is under way

@@ -6,10 +6,10 @@ Each target appears once for one message, however many of its filters match.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 
 from agent.settings import Subscription
+from agent.values import dataclass
 
 LINKS = ("local", "cloud")
 FUNCTION = "function:"

@@ -12,7 +12,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from agent.errors import ConfigError
-from agent.mqtt.guard import access_of
 from agent.settings import Link, Policy
 from agent.settings.file import Problems, Value
 from agent.settings.link_files import file_of
@@ -74,6 +73,10 @@ def _check_openness(link: Link, listen: Value, *, anonymous: bool, unencrypted: 
 
 
 def _check_access(link: Link, keys: Mapping[str, Value]) -> None:
+    if link.users is None and link.acl is None:
+        return
+    from agent.mqtt.guard import access_of  # ssl, and with it OpenSSL: only where it is used
+
     for key, users, acl in (("users", link.users, None), ("acl", None, link.acl)):
         try:
             access_of(str(users) if users else None, str(acl) if acl else None)

@@ -1,23 +1,19 @@
 """YAML read so that every value knows its line, and every problem is kept instead of ending the reading.
 
-It knows YAML and plain types (text, number, flag, list, mapping), and nothing of what the settings mean. No value is
-ever built from a tag of the file, so a file can make nothing but text, numbers and flags.
+It knows plain types (text, number, flag, list, mapping), and nothing of what the settings mean. No value is ever built
+from a tag of the file, so a file can make nothing but text, numbers and flags.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from agent.errors import ConfigError
+from agent.settings import nodes
+from agent.settings.nodes import KIND, LINE, MAPPING, SCALAR, SEQUENCE, TAG, VALUE, Node
+from agent.values import dataclass
 
-MAX_BYTES = 1 << 20  # a settings file of more than this is some other file
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's: ten times as fast
-MAX_DEPTH = 50  # levels; libyaml ends the process where the nodes are nested some 10,000 deep
 _NULL = "tag:yaml.org,2002:null"
 _FLAG = "tag:yaml.org,2002:bool"
 _TRUE = frozenset({"true", "yes", "on"})
@@ -80,14 +76,14 @@ class Value:
     file is looked at too.
     """
 
-    node: yaml.Node
+    node: Node
     name: str
     problems: Problems
 
     @property
     def line(self) -> int:
         """The line on which the value begins, counted from 1."""
-        return int(self.node.start_mark.line) + 1
+        return int(self.node[LINE])
 
     def problem(self, text: str) -> None:
         """Notes that something is wrong with this value."""
@@ -100,12 +96,12 @@ class Value:
     @property
     def is_mapping(self) -> bool:
         """Whether the value has keys."""
-        return isinstance(self.node, yaml.MappingNode)
+        return bool(self.node[KIND] == MAPPING)
 
     @property
     def word(self) -> str | None:
         """The value as it is written where it is one word; otherwise None, which is no problem here."""
-        return str(self.node.value) if isinstance(self.node, yaml.ScalarNode) else None
+        return str(self.node[VALUE]) if self.node[KIND] == SCALAR else None
 
     def text(self) -> str | None:
         """The value as it is written: `7`, `on` and `2026-11-23` are text where text is asked for."""
@@ -116,7 +112,7 @@ class Value:
 
     def flag(self) -> bool | None:
         """true or false."""
-        if self.word and self.node.tag == _FLAG:
+        if self.word and self.node[TAG] == _FLAG:
             return self.word.lower() in _TRUE
         self.problem(f"`{self.name}` must be true or false")
         return None
@@ -132,8 +128,8 @@ class Value:
 
     def items(self) -> list[Value]:
         """The elements of a list; of nothing, none."""
-        if isinstance(self.node, yaml.SequenceNode):
-            return [Value(node, f"{self.name}[{i}]", self.problems) for i, node in enumerate(self.node.value)]
+        if self.node[KIND] == SEQUENCE:
+            return [Value(node, f"{self.name}[{i}]", self.problems) for i, node in enumerate(self.node[VALUE])]
         if self._present:
             self.problem(f"`{self.name}` must be a list: [..], or a line with `- ` for each")
         return []
@@ -149,12 +145,12 @@ class Value:
         Args:
             known: the keys allowed; None allows any.
         """
-        if not isinstance(self.node, yaml.MappingNode):
+        if not self.is_mapping:
             if self._present:
                 self.problem(f"{self._called} must be a mapping, `key: value`")
             return {}
         found: dict[str, Value] = {}
-        for key_node, node in self.node.value:
+        for key_node, node in self.node[VALUE]:
             key = Value(key_node, f"a key of {self._called}", self.problems)
             word = key.text()
             if word is None or not self._key_is_good(key, word, known, found):
@@ -173,7 +169,7 @@ class Value:
 
     @property
     def _present(self) -> bool:
-        return self.word is None or not (self.node.tag == _NULL or not self.word)
+        return self.word is None or not (self.node[TAG] == _NULL or not self.word)
 
     @property
     def _called(self) -> str:
@@ -194,54 +190,17 @@ def nearest(word: str, known: Collection[str]) -> str:
     return "known are " + ", ".join(f"`{each}`" for each in sorted(known))
 
 
-def read(file: Path, problems: Problems) -> Value | None:
+def read(file: Path, problems: Problems, begun: nodes.Read | None = None) -> Value | None:
     """The file's root value, or None where it is no YAML (noted in `problems`). Blocks.
+
+    Args:
+        begun: gives what is in the file, where it is being read already.
 
     Raises:
         ConfigError: SETTINGS_UNREADABLE, there is no such file or it cannot be read.
     """
-    try:
-        with file.open("rb") as stream:
-            body = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            "SETTINGS_UNREADABLE",
-            f"The settings file {file} cannot be read: {error.strerror}.",
-            "Go to the folder that holds topics.yaml, or name the file with --config FILE.",
-        ) from error
-    if len(body) > MAX_BYTES:
-        problems.add(1, f"the file has more than {MAX_BYTES} bytes: is this the settings file?")
+    root, line, wrong = begun() if begun else nodes.read(file)
+    if root is None:
+        problems.add(line, wrong)
         return None
-    return _compose(body, problems)
-
-
-def _compose(body: bytes, problems: Problems) -> Value | None:
-    try:
-        if _is_too_deep(body):
-            problems.add(1, "this is not a settings file: it is nested too deeply")
-            return None
-        node = yaml.compose(body, Loader=LOADER)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problems.add(mark.line + 1 if mark else 1, f"this is not YAML: {error.problem or error.context}")
-        return None
-    except yaml.reader.ReaderError as error:
-        line = body.count(b"\n", 0, error.position) + 1
-        problems.add(line, f"this is not YAML: {error.reason}")
-        return None
-    if node is None:
-        problems.add(1, "the file is empty; `core: NAME` is the least it must say")
-        return None
-    return Value(node, "", problems)
-
-
-def _is_too_deep(body: bytes) -> bool:
-    depth = 0
-    for event in yaml.parse(body, Loader=LOADER):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_DEPTH:
-            return True
-    return False
+    return Value(root, "", problems)

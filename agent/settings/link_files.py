@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import ssl
 import time
 from pathlib import Path
 
@@ -89,6 +88,8 @@ def file_of(value: Value, base: Path) -> Path | None:
 
 
 def _check_files(files: dict[str, Path], keys: dict[str, Value]) -> None:
+    import ssl  # only where a link is encrypted
+
     readable = {key for key, file in files.items() if _is_readable(file, keys[key])}
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if "ca" in readable:
@@ -103,6 +104,8 @@ def _check_files(files: dict[str, Path], keys: dict[str, Value]) -> None:
 
 def check_pair(value: Value, cert: Path, key: Path) -> None:
     """Notes what is wrong with a certificate and its key."""
+    import ssl  # only where there is one
+
     try:
         if text := loose(key):
             value.unready(f"the key {text}")

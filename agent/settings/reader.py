@@ -27,6 +27,7 @@ from agent.settings.limits import (
     read_unpack,
 )
 from agent.settings.links import read_links
+from agent.settings.nodes import Read
 from agent.trust.public_keys import MAX_FILE_BYTES, raw_public_key
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
@@ -70,10 +71,11 @@ TEMPLATES = {
 _NO_CORE = "core"  # stands in where the name is missing, so that the rest can be checked
 
 
-def load(file: Path, *, strict: bool = True) -> Settings:
+def load(file: Path, *, strict: bool = True, begun: Read | None = None) -> Settings:
     """The settings in `file`, wholly checked. Blocks; reads the certificates that the file names, too.
 
     Args:
+        begun: gives what is in `file`, where it is being read already.
         strict: whether certificates and keys that cannot be used are problems, or warnings: an agent works on without
             that link, and takes them once they are mended.
 
@@ -82,7 +84,7 @@ def load(file: Path, *, strict: bool = True) -> Settings:
     """
     file = Path(os.path.abspath(file))
     problems = Problems(file, strict=strict)
-    root = read(file, problems)
+    root = read(file, problems, begun)
     settings = _settings(root, file, problems) if root is not None else None
     problems.raise_if_any()
     assert settings is not None  # no root is a problem, and was raised

@@ -9,7 +9,6 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-from agent.cloud import job_messages
 from agent.routing.cycles import find_cycle
 from agent.routing.topics import disjoint_cover, overlaps
 from agent.settings import Link, Subscription, Topics
@@ -100,7 +99,11 @@ def check_aws_limits(
     problems: Problems,
 ) -> None:
     """Notes what AWS IoT Core would refuse, where a link leads there."""
-    own = {topics.deployments, *(job_messages.filters(jobs) if jobs else ())}
+    own = {topics.deployments}
+    if jobs:
+        from agent.cloud import job_messages  # only where it is used
+
+        own.update(job_messages.filters(jobs))
     for link in (local, cloud):
         if link is None or not link.aws:
             continue

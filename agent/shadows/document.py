@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
+
+from agent.values import dataclass
 
 MAX_BYTES: Final = 8 * 1024  # AWS: of a shadow's document, and of a request
 MAX_DEPTH: Final = 8  # AWS: levels below desired or reported

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Final
+
+from agent.values import dataclass
 
 SOON_S: Final = 14 * 24 * 3600.0  # what expires sooner is warned of
 _BLOCK: Final = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----\s*(.*?)-----END ", re.DOTALL)

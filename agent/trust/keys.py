@@ -9,7 +9,6 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from agent.errors import ConfigError
 from agent.trust.public_keys import MAX_FILE_BYTES, key_id, raw_public_key
+from agent.values import dataclass
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 PRIVATE_MODE: Final = 0o600

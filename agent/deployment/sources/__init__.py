@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from agent.errors import TransientError
+from agent.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import contextlib
 import http.client
 import json
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -20,6 +19,7 @@ from urllib.parse import quote
 from agent.errors import AgentError, RejectedError, TransientError
 from agent.settings import AwsRole
 from agent.trust.secret_files import loose
+from agent.values import dataclass
 
 TIMEOUT_S: Final = 20.0
 MAX_BYTES: Final = 64 * 1024

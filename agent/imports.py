@@ -1,0 +1,45 @@
+"""Keeps out of the agent what its libraries import and it never comes to: for memory, and for its start."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+
+@contextlib.contextmanager
+def left_out(name: str) -> Iterator[None]:
+    """Within it, importing the module `name` fails, as where it is not installed. For a library that does without."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment] # as the language has it for this
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+@contextlib.contextmanager
+def postponed(name: str) -> Iterator[None]:
+    """Within it, importing the module `name` gives one that loads the real one once it is asked for something."""
+    if name in sys.modules:
+        yield
+        return
+    package, _, last = name.rpartition(".")
+    stand_in = ModuleType(name)
+
+    def __getattr__(attribute: str) -> Any:  # noqa: N807 - PEP 562
+        return getattr(importlib.import_module(name), attribute)
+
+    stand_in.__getattr__ = __getattr__  # type: ignore[method-assign]
+    if package:
+        setattr(importlib.import_module(package), last, stand_in)
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[name]  # whoever imports it from now on gets the real one
