@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import random
 import shutil
 import time
@@ -25,9 +26,11 @@ from agent.errors import AgentError, FunctionError
 from agent.inference import launching, views, workers
 from agent.inference.disk import DiskWatch
 from agent.inference.dispatch import Dispatcher
+from agent.inference.nearness import Nearness
 from agent.inference.pool import Pool, PoolLimits
 from agent.inference.requests import FunctionCall, Request, Worker
 from agent.inference.vitals import resident_kb
+from agent.loop import Loop
 from agent.messages import BINARY, JSON
 from agent.routing.function_calls import Callee
 from agent.routing.outcomes import FunctionTraits
@@ -69,6 +72,9 @@ class Activation:
         self._dispatcher = dispatcher
         self._loop = loop
         self._clock = LoopClock(loop)
+        self._nearness = Nearness(self._clock, os.sched_getaffinity(0))
+        if isinstance(loop, Loop):
+            loop.before_others = self._nearness.part
         self._routed = routed
         self._changed = changed
         self._generations = 0
@@ -294,7 +300,7 @@ class Activation:
 
         def start(pool: Pool) -> Worker:
             try:
-                return workers.start(spec(), pool, loop=self._loop)
+                return workers.start(spec(), pool, loop=self._loop, nearness=self._nearness)
             except AgentError as error:
                 return workers.not_started(error, pool, loop=self._loop)
             except OSError as error:
