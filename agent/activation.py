@@ -14,6 +14,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent import trial
@@ -218,11 +219,19 @@ class Activation:
             await self._news.wait()
 
     def _drained(self, pool: Pool) -> None:
-        generation = self._draining.pop(pool, None)
-        if generation is not None:
-            if watch := generation.disks.pop(pool, None):
-                watch.close()
-            shutil.rmtree(self._specs.view(pool.origin.function, generation), ignore_errors=True)
+        generation = self._draining.get(pool)
+        if generation is None:
+            self._tell()
+            return
+        if watch := generation.disks.pop(pool, None):
+            watch.close()
+        # In a thread: it waits for the kernel to take the worker's mounts apart, 10 ms while objects are pruned.
+        view = self._specs.view(pool.origin.function, generation)
+        removed = self._loop.run_in_executor(None, functools.partial(shutil.rmtree, view, ignore_errors=True))
+        removed.add_done_callback(lambda _: self._gone(pool))
+
+    def _gone(self, pool: Pool) -> None:
+        self._draining.pop(pool, None)
         self._tell()
 
     def _tell(self) -> None:
@@ -300,7 +309,8 @@ class Activation:
 
         def start(pool: Pool) -> Worker:
             try:
-                return workers.start(spec(), pool, loop=self._loop, nearness=self._nearness)
+                aside = self._others_serve(generation)
+                return workers.start(replace(spec(), aside=aside), pool, loop=self._loop, nearness=self._nearness)
             except AgentError as error:
                 return workers.not_started(error, pool, loop=self._loop)
             except OSError as error:
@@ -319,6 +329,10 @@ class Activation:
             kept += [each.tree for each in models if each.writable]
             generation.disks[pool] = DiskWatch(function.id, kept, function.disk_kb, pool.end_workers)
         return pool
+
+    def _others_serve(self, generation: Generation) -> bool:
+        """Whether requests go to another generation, so that this one has time to start."""
+        return self._routed_to is not None and self._routed_to is not generation
 
 
 @contextlib.contextmanager
