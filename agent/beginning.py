@@ -23,6 +23,7 @@ from agent.inference.dispatch import Dispatcher
 from agent.inference.requests import FunctionCall
 from agent.settings import Settings
 from agent.values import dataclass
+from functions.memory import share_one_arena
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Beginning:
     """
 
     def __init__(self, settings: Settings) -> None:
+        share_one_arena()
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.stopping = asyncio.Event()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final, NamedTuple
@@ -107,7 +106,11 @@ def _text(error: BaseException) -> str:
 
 def _place(error: BaseException, folder: str | None) -> Any:
     # Pairs of file and line, outermost first; the sources are not read.
-    calls = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    calls: list[tuple[str, int]] = []
+    at = error.__traceback__
+    while at is not None:
+        calls.append((at.tb_frame.f_code.co_filename, at.tb_lineno))
+        at = at.tb_next
     own = [call for call in calls if folder and call[0].startswith(folder + os.sep)]
     return own[-1] if own else calls[-1] if calls else None
 

@@ -47,6 +47,17 @@ def bare(code: str, *arguments: object, python: str = sys.executable, **environm
     return done.stdout
 
 
+@pytest.mark.parametrize(("given", "held"), [({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")])
+def test_onnx_runtime_sends_no_telemetry_unless_the_function_wants_it(given: dict[str, str], held: str) -> None:
+    code = """
+import os
+from functions.runtimes import onnx
+onnx.version()
+print(os.environ["ORT_DISABLE_TELEMETRY"])
+"""
+    assert bare(code, **given).strip() == held
+
+
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pitfalls")

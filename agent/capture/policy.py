@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from agent.capture.rules import Rule
 from agent.values import dataclass
+
+if TYPE_CHECKING:
+    from agent.capture.rules import Rule
 
 MEASURES: Final = ("entropy", "least_confidence", "margin", "random")
 

@@ -8,7 +8,6 @@ rest when it is read. Blocks.
 from __future__ import annotations
 
 import os
-import secrets
 import sqlite3
 from pathlib import Path
 
@@ -98,7 +97,7 @@ def _migrate(db: sqlite3.Connection, size: int) -> None:
         steps = _FROM_1 + _SCHEMA_2 + _TOTALS
     else:
         raise sqlite3.DatabaseError(f"its version {version} is newer than {VERSION}, or none")
-    epoch = f"INSERT INTO meta VALUES ('epoch', '{secrets.token_hex(4)}');"
+    epoch = f"INSERT INTO meta VALUES ('epoch', '{os.urandom(4).hex()}');"
     try:
         db.executescript(f"BEGIN IMMEDIATE; {steps} {epoch} PRAGMA user_version = {VERSION}; COMMIT;")
     except BaseException:

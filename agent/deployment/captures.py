@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from agent.capture import rules
 from agent.capture.drift import DISTANCES
 from agent.capture.policy import (
     MEASURES,
@@ -140,6 +139,8 @@ def _rule(fields: Fields) -> Strategy | None:
     if not isinstance(text, str) or not text.strip():
         fields.bad("When", 'is missing: a rule as a text, such as "event.temperature > 80 and confidence < 0.9"')
         return None
+    from agent.capture import rules  # Python's own parser, 0.4 MB: only where there is a rule
+
     try:
         return Matching(rules.parse(text), name or "")
     except rules.RuleError as error:

@@ -24,9 +24,8 @@ from agent.deployment.machine import Event, State
 from agent.deployment.prerequisites import folders_of, probe_interpreters
 from agent.deployment.store import Group, Known, Store, empty_group
 from agent.deployment.threads import in_thread
-from agent.deployment.tree_writer import Caps
 from agent.errors import AgentError, IntegrityError
-from agent.settings import FetchLimits, Settings
+from agent.settings import Caps, FetchLimits, Settings
 from agent.values import dataclass
 
 LINK_TRIES: Final = 4  # what failed must not be what the next start runs

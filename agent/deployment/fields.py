@@ -6,7 +6,6 @@ document's is wrong; what was never taken is an unknown key when `done` is calle
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -38,6 +37,8 @@ class Problems:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """`` (did you mean "x"?)``, or nothing where no known word is near."""
+    import difflib  # only where something is wrong
+
     lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
     return f' (did you mean "{lower[close[0]]}"?)' if close else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -140,6 +139,8 @@ def _arguments(fields: Fields) -> tuple[str, ...]:
     text = fields.text("ExecArgs")
     if text is None:
         return ()
+    import shlex  # only where it is used
+
     try:
         return tuple(shlex.split(text))
     except ValueError as error:

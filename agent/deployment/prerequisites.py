@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -42,6 +41,8 @@ def folders_of(deployment: Deployment, roots: Iterable[Path]) -> dict[str, Path]
 
 
 def _nearest(folder: str, places: tuple[Path, ...]) -> str:
+    import difflib  # only where something is wrong
+
     there = [path.name for place in places if place.is_dir() for path in place.iterdir() if path.is_dir()]
     close = difflib.get_close_matches(folder, there, n=1)
     return f' (did you mean "{close[0]}"?)' if close else ""

@@ -157,7 +157,9 @@ async def _resolve(address: Address) -> list[str]:
         ips: list[str] = []
         problem: OSError | None = None
         try:
-            found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            # As bytes: Python turns a text into what DNS takes by a table of Unicode.
+            host = address.host.encode() if address.host.isascii() else address.host
+            found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
             ips = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         except (OSError, UnicodeError) as error:
             problem = error if isinstance(error, OSError) else OSError(str(error))

@@ -11,9 +11,8 @@ from typing import Any
 
 from agent.imports import postponed
 
-with postponed(
-    "urllib.request"
-):  # 1.3 MB and 10 ms with http and email; paho asks it for proxies, on sockets of its own
+# 1.4 MB and 10 ms, with http and email: paho asks for proxies on sockets of its own, and makes client ids up.
+with postponed("urllib.request"), postponed("uuid"):
     import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes

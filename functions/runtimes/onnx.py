@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from functions.runtimes.base import STRING, Array, Model, ModelLoadError, ModelRunError, TensorSpec
+from functions.runtimes.calling_home import stay_home
 from functions.runtimes.options import choice, first_line, one_file, taken
 
 LIBRARIES: Final = ()
@@ -63,6 +64,7 @@ def load(directory: Path, options: Mapping[str, Any]) -> Model:
         ImportError: ONNX Runtime is not installed.
         ModelLoadError: no such file, one that it refuses, or DEVICE_UNAVAILABLE for a provider that is not there.
     """
+    stay_home()
     import onnxruntime
 
     settings = taken(
@@ -88,6 +90,7 @@ def load(directory: Path, options: Mapping[str, Any]) -> Model:
 
 def version() -> str:
     """The installed ONNX Runtime's."""
+    stay_home()
     import onnxruntime
 
     return str(onnxruntime.__version__)
