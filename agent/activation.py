@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agent import trial
@@ -25,9 +27,11 @@ from agent.errors import AgentError, FunctionError
 from agent.inference import launching, views, workers
 from agent.inference.disk import DiskWatch
 from agent.inference.dispatch import Dispatcher
+from agent.inference.nearness import Nearness
 from agent.inference.pool import Pool, PoolLimits
 from agent.inference.requests import FunctionCall, Request, Worker
 from agent.inference.vitals import resident_kb
+from agent.loop import Loop
 from agent.messages import BINARY, JSON
 from agent.settings import Settings
 from agent.worker_specs import Generation, Specs, origin_of
@@ -71,6 +75,9 @@ class Activation:
         self._dispatcher = dispatcher
         self._loop = loop
         self._clock = LoopClock(loop)
+        self._nearness = Nearness(self._clock, os.sched_getaffinity(0))
+        if isinstance(loop, Loop):
+            loop.before_others = self._nearness.part
         self._routed = routed
         self._changed = changed
         self._generations = 0
@@ -214,11 +221,19 @@ class Activation:
             await self._news.wait()
 
     def _drained(self, pool: Pool) -> None:
-        generation = self._draining.pop(pool, None)
-        if generation is not None:
-            if watch := generation.disks.pop(pool, None):
-                watch.close()
-            shutil.rmtree(self._specs.view(pool.origin.function, generation), ignore_errors=True)
+        generation = self._draining.get(pool)
+        if generation is None:
+            self._tell()
+            return
+        if watch := generation.disks.pop(pool, None):
+            watch.close()
+        # In a thread: it waits for the kernel to take the worker's mounts apart, 10 ms while objects are pruned.
+        view = self._specs.view(pool.origin.function, generation)
+        removed = self._loop.run_in_executor(None, functools.partial(shutil.rmtree, view, ignore_errors=True))
+        removed.add_done_callback(lambda _: self._gone(pool))
+
+    def _gone(self, pool: Pool) -> None:
+        self._draining.pop(pool, None)
         self._tell()
 
     def _tell(self) -> None:
@@ -298,7 +313,8 @@ class Activation:
 
         def start(pool: Pool) -> Worker:
             try:
-                return workers.start(spec(), pool, loop=self._loop)
+                aside = self._others_serve(generation)
+                return workers.start(replace(spec(), aside=aside), pool, loop=self._loop, nearness=self._nearness)
             except AgentError as error:
                 return workers.not_started(error, pool, loop=self._loop)
             except OSError as error:
@@ -317,6 +333,10 @@ class Activation:
             kept += [each.tree for each in models if each.writable]
             generation.disks[pool] = DiskWatch(function.id, kept, function.disk_kb, pool.end_workers)
         return pool
+
+    def _others_serve(self, generation: Generation) -> bool:
+        """Whether requests go to another generation, so that this one has time to start."""
+        return self._routed_to is not None and self._routed_to is not generation
 
 
 @contextlib.contextmanager

@@ -179,13 +179,13 @@ class _Selector(selectors.BaseSelector):
                 events = self._epoll.poll(timeout)
             except InterruptedError:
                 return []
-            found = []
+            found: list[tuple[selectors.SelectorKey, int]] = []
             turn.reading = True
             for descriptor, event in events:
                 read = readers.get(descriptor)
                 if read is None or event & _OUT:
                     found += self._event(descriptor, event)
-                if read is not None and event & ~_OUT:
+                if read is not None and event != _OUT:
                     try:
                         read()
                     except Exception as error:
@@ -231,9 +231,16 @@ def _descriptor(fileobj: Any) -> int:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """The event loop. `turn_of` gives its `Turn`."""
+    """The event loop. `turn_of` gives its `Turn`.
+
+    Attributes:
+        before_others: called before the loop starts a thread or a child, which would inherit this thread's processors.
+    """
+
+    before_others: Callable[[], None]
 
     def __init__(self) -> None:
+        self.before_others = lambda: None
         self._busy = selector = _Selector()
         super().__init__(selector)
         self.turn = selector.turn = Turn(self, selector)
@@ -252,6 +259,14 @@ class Loop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         self._busy.asked = True
         return super().call_at(when, callback, *args, context=context)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+        self.before_others()
+        return super().run_in_executor(executor, func, *args)
+
+    async def subprocess_exec(self, *args: Any, **more: Any) -> Any:
+        self.before_others()
+        return await super().subprocess_exec(*args, **more)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -11,10 +11,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from functions import config, frames, isolation, loading
+from functions import aside, config, frames, isolation, loading
 from functions.errors import StartError
 from functions.pulse import Pulse
 from functions.runtimes.calling_home import stay_home
@@ -25,12 +25,19 @@ if TYPE_CHECKING:
     from functions.runtimes.base import Model
 
 
-def run(sock: socket.socket, pulse_sock: socket.socket) -> None:
-    """Configures the worker, serves until STOP or end of file, and ends the process."""
+def run(sock: socket.socket, pulse_sock: socket.socket, processors: Collection[int] = ()) -> None:
+    """Configures the worker, serves until STOP or end of file, and ends the process.
+
+    Args:
+        processors: those that it gets back, if it is aside, ahead of any thread, process or library that would inherit
+            or count what is left.
+    """
     reader = frames.FrameReader()
     first = _first_frames(sock, reader)
     if not first:
         _end(0)
+    if processors:
+        aside.come_back(processors)
     try:
         entered = isolation.enter(first[0][0][1])  # ahead of any other thread, which would keep the old view
         pulse = Pulse(pulse_sock)

@@ -22,6 +22,7 @@ from typing import Final
 from agent.activation import LoopClock
 from agent.errors import FunctionError
 from agent.inference import launching, workers
+from agent.inference.nearness import Nearness
 from agent.inference.pool import Pool, PoolLimits
 from agent.inference.requests import Answer, Failure, Origin, Request
 
@@ -80,7 +81,14 @@ async def through_a_worker(size: int, mode: str, directory: Path) -> float:
     )
     news = asyncio.Event()
     clock = LoopClock(loop)
-    pool = Pool(origin, PoolLimits(), lambda p: workers.start(spec, p, loop=loop), clock, random.random, news.set)
+    pool = Pool(
+        origin,
+        PoolLimits(),
+        lambda p: workers.start(spec, p, loop=loop, nearness=Nearness(clock, ())),
+        clock,
+        random.random,
+        news.set,
+    )
     pool.open()
     while pool.state != "ready":
         news.clear()

@@ -16,6 +16,7 @@ import pytest
 
 from agent.activation import LoopClock
 from agent.inference import launching, workers
+from agent.inference.nearness import Nearness
 from agent.inference.pool import Pool, PoolLimits
 from agent.inference.requests import Answer, Failure, Origin, Request
 from tests.agent_kit import FUNCTIONS
@@ -43,7 +44,7 @@ class Bench:
         self.pool = Pool(
             origin,
             PoolLimits(**limits),
-            lambda pool: workers.start(spec, pool, loop=loop),
+            lambda pool: workers.start(spec, pool, loop=loop, nearness=Nearness(LoopClock(loop), ())),
             LoopClock(loop),
             random.random,
             self.news.set,
@@ -161,7 +162,7 @@ def test_an_interpreter_that_is_not_there_is_said_so(tmp_path: Path) -> None:
         pool = Pool(
             origin,
             PoolLimits(),
-            lambda pool: workers.start(spec, pool, loop=loop),
+            lambda pool: workers.start(spec, pool, loop=loop, nearness=Nearness(LoopClock(loop), ())),
             LoopClock(loop),
             random.random,
             lost.set,

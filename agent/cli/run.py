@@ -57,8 +57,10 @@ def run(config: Path, level: str) -> int:
     async def work() -> None:
         beginning = Beginning(settings)
         await beginning.start()
+        # While the workers start.
+        gc.collect()  # 0.4 MB, which the next imports use again
         with lean(encrypted=encrypted):
-            from agent.app import Agent  # while the workers start
+            from agent.app import Agent
         await Agent(beginning).run()
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the agent has a handler: asyncio's would bring in inspect

@@ -6,6 +6,7 @@ one begun), and grow beyond its limits or into what must stay free on the disk.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -326,6 +327,7 @@ class SpoolFile:
         """
         db = self._open_db
         self._reserve.release()
+        _begin_the_log_again(db)
         needed = 2 * sum(len(write.out.payload) for write in group if isinstance(write, Append)) + (1 << 20)
         worth = {write.kind for write in group if isinstance(write, Append)} | {
             "report" for write in group if isinstance(write, PutInbox)
@@ -343,6 +345,7 @@ class SpoolFile:
                 db.execute("ROLLBACK")
             self._stock.load(db)
             raise
+        _begin_the_log_again(db)
         self._blobs.remove(gone)
         outcome.bytes, outcome.dead = dict(self._stock.bytes), self._grave.count
         return outcome
@@ -475,3 +478,13 @@ def disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     return isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in ("full", "I/O"))
+
+
+def _begin_the_log_again(db: sqlite3.Connection) -> None:
+    """What SQLite has in its log goes into the file, so that the log's own room takes the next writes.
+
+    Without it, on a full disk, the pages that a deletion has freed are of no use: each write is logged before, and the
+    log cannot grow.
+    """
+    with contextlib.suppress(sqlite3.OperationalError):
+        db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()

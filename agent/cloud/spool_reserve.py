@@ -26,9 +26,10 @@ class Reserve:
         self._bytes = min(RESERVE_BYTES, limits.max_bytes // 16)
 
     def disk_is_short(self) -> bool:
-        """Whether less is free than has to be."""
+        """Whether less is free than has to be; the room of a reserve that was given up is not to be grown into."""
         free, size = self._disk()
-        return free < min(self._limits.free_bytes, size // SHARE)
+        given_up = 0 if self._file.exists() else self._bytes
+        return free < min(self._limits.free_bytes, size // SHARE) + given_up
 
     def free_bytes(self) -> int:
         """What is free on the disk."""

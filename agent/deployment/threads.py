@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from functions.aside import aside
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -14,9 +16,15 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     """What `call` gives, from a thread.
 
     A thread cannot be cancelled. asyncio.to_thread would let go of it, and the state directory would be written by it
-    and by whoever comes next; here a cancellation arrives once the call has ended.
+    and by whoever comes next; here a cancellation arrives once the call has ended. It is
+    done aside, see functions.aside.
     """
-    work = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+
+    def aside_too() -> T:
+        with aside():
+            return call(*args, **kwargs)
+
+    work = asyncio.ensure_future(asyncio.to_thread(aside_too))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

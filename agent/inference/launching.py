@@ -44,6 +44,7 @@ class Spec:
         own_processes: whether it is the first process of a namespace, where only its own are seen and all end with it;
             left out where this machine does not allow it.
         seen: called before it counts as ready with the tier of its isolation and what could not be done of it.
+        aside: whether it keeps out of the way of others that serve, until the function's own code comes.
     """
 
     origin: Origin
@@ -58,6 +59,7 @@ class Spec:
     called: Callable[[FunctionCall], None] | None = None
     own_processes: bool = False
     seen: Callable[[str, Sequence[str]], None] = lambda tier, warnings: None
+    aside: bool = False
 
 
 def make_path(directory: Path) -> Path:
@@ -85,6 +87,8 @@ def launch(spec: Spec, sock: socket.socket, pulse: socket.socket) -> subprocess.
         OSError: the interpreter cannot be started.
     """
     environment = {**spec.environment, "MARRAM_FD": str(sock.fileno()), "MARRAM_PULSE_FD": str(pulse.fileno())}
+    if spec.aside:
+        environment["MARRAM_ASIDE"] = "1"
     with process_namespace() if spec.own_processes else contextlib.nullcontext():
         return subprocess.Popen(
             [spec.interpreter, "-IBu", "-c", BOOT, str(spec.path)],

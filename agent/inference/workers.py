@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from agent.errors import AgentError, FunctionError
 from agent.inference.launching import Spec, launch, open_pidfd
+from agent.inference.nearness import ENOUGH, Nearness
 from agent.inference.pool import Pool
 from agent.inference.requests import Answer, Examination, Failure, FunctionCall, Kept, Reply, Request, Worker
 from agent.inference.vitals import MemoryWatch, Pulse
@@ -34,9 +35,11 @@ Examined = Callable[[AgentError | None], None]
 class WorkerProcess:
     """One worker process and its end of the socket pair."""
 
-    def __init__(self, spec: Spec, pool: Pool, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, spec: Spec, pool: Pool, *, loop: asyncio.AbstractEventLoop, nearness: Nearness) -> None:
         self.spec = spec
         self._pool = pool
+        self._near = nearness
+        self._unanswered = 0
         self._loop = loop
         self._ready = False
         self._closed = False
@@ -81,6 +84,16 @@ class WorkerProcess:
     # -- to the worker ----------------------------------------------------------------------------------------------
 
     def send(self, n: int, request: Request) -> None:
+        near = self._near
+        if near.open:
+            if near.alone:
+                near.crowd()
+        else:
+            near.alone += 1
+            if near.alone % ENOUGH == 0:
+                near.consider(self.pid, self._pool.slots[self].service_s)
+        near.open += 1
+        self._unanswered += 1
         header = [frames.REQUEST, n, request.topic, request.content_type, request.id, request.wants_answer]
         if request.client_context is not None:
             header.append(request.client_context)
@@ -121,8 +134,10 @@ class WorkerProcess:
     def _on_frame(self, header: list[Any], body: bytes) -> None:
         kind = header[0]
         if kind == frames.RESULT:
+            self._answered()
             self._pool.on_result(self, header[1], self._answer(header, body))
         elif kind == frames.ERROR:
+            self._answered()
             _, n, request_id, reply_to, code, message = header
             failure = Failure(self.spec.origin, FunctionError(code, message), request_id, reply_to)
             self._pool.on_result(self, n, failure)
@@ -136,6 +151,10 @@ class WorkerProcess:
         elif kind == frames.FAILED:
             self._reason = self._reason or FunctionError(header[1], header[2])
 
+    def _answered(self) -> None:
+        self._unanswered -= 1
+        self._near.open -= 1
+
     def _on_call(self, header: list[Any], body: bytes) -> None:
         _, n, operation, arguments, during = header
         if self.spec.called is None or self._calls >= MAX_CALLS:
@@ -143,10 +162,10 @@ class WorkerProcess:
             return
         self._calls += 1
         request = self._pool.sent(self, during) if during else None
-        reply = functools.partial(self._answered, n)
+        reply = functools.partial(self._replied, n)
         self.spec.called(FunctionCall(self.spec.origin, operation, arguments, body, request, reply))
 
-    def _answered(self, n: int, reply: Reply) -> None:
+    def _replied(self, n: int, reply: Reply) -> None:
         self._calls -= 1
         self._reply(n, reply)
 
@@ -246,6 +265,8 @@ class WorkerProcess:
 
     def _close(self) -> None:
         self._closed = True
+        self._near.forget(self.pid, self._unanswered)
+        self._unanswered = 0
         for timer in self._timers:
             timer.cancel()
         if self._memory is not None:
@@ -275,10 +296,11 @@ class _NotStarted:
     def check(self, late: FunctionError) -> None: ...
 
 
-def start(spec: Spec, pool: Pool, *, loop: asyncio.AbstractEventLoop) -> Worker:
+def start(spec: Spec, pool: Pool, *, loop: asyncio.AbstractEventLoop, nearness: Nearness) -> Worker:
     """Starts a worker for `pool`; one that cannot be started is reported lost in the loop's next turn."""
+    nearness.part()
     try:
-        return WorkerProcess(spec, pool, loop=loop)
+        return WorkerProcess(spec, pool, loop=loop, nearness=nearness)
     except OSError as error:
         reason = FunctionError("WORKER_NOT_STARTED", f"{spec.interpreter} cannot be started: {error}.")
         return not_started(reason, pool, loop=loop)

@@ -165,8 +165,11 @@ def encode_properties(properties: Properties, extra: bytes = b"") -> bytes:
         parts.append(b"\x08" + _topic(response_topic))
     if correlation is not None:
         parts.append(b"\x09" + _sized(correlation))
-    for pair in user:
-        parts.append(_pairs.get(pair) or _pair(pair))  # noqa: PERF401 -- a comprehension is a call more
+    if user:
+        if user[0][0] == _ONCE:
+            parts.append(_request(user[0][1]))
+            user = user[1:]
+        parts.append(_users.get(user) or _user(user))
     parts.append(extra)
     body = b"".join(parts)
     length = len(body)
@@ -228,23 +231,27 @@ def _sized(value: bytes) -> bytes:
     return len(value).to_bytes(2, "big") + value
 
 
-# User properties come back: who made a result is the same for all of a function's. What differs in each, its request,
-# is not kept; all are forgotten when there are this many.
-_MAX_PAIRS = 512
-_pairs: dict[tuple[str, str], bytes] = {}
+# User properties come back: who made a result is the same for all of a function's, but for its request, which is their
+# first. Others are encoded once; all are forgotten when there are so many.
 _ONCE = "request"
 _REQUEST = b"\x26\x00\x07request"
+_MAX_USERS = 512
+_MAX_USER_BYTES = 2048
+_users: dict[tuple[tuple[str, str], ...], bytes] = {}
 
 
-def _pair(pair: tuple[str, str]) -> bytes:
-    name, value = pair
-    if name == _ONCE and value.isascii() and "\0" not in value and len(value) <= 0xFFFF:
+def _request(value: str) -> bytes:
+    if value.isascii() and "\0" not in value and len(value) <= 0xFFFF:
         return _REQUEST + len(value).to_bytes(2, "big") + value.encode()
-    encoded = user_property(name, value)
-    if len(_pairs) >= _MAX_PAIRS:
-        _pairs.clear()
-    if name != _ONCE:
-        _pairs[pair] = encoded
+    return b"\x26" + _text(_ONCE) + _sized_text(value)
+
+
+def _user(user: tuple[tuple[str, str], ...]) -> bytes:
+    encoded = b"".join([user_property(*pair) for pair in user])
+    if len(encoded) <= _MAX_USER_BYTES:
+        if len(_users) >= _MAX_USERS:
+            _users.clear()
+        _users[user] = encoded
     return encoded
 
 

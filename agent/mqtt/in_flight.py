@@ -161,23 +161,27 @@ class Departures:
 
 
 class Arrivals:
-    """QoS 1 messages received on one connection, until their PUBACK left."""
+    """QoS 1 messages received on one connection, until their PUBACK left.
 
-    __slots__ = ("_by_ticket", "_order", "_ticket")
+    Attributes:
+        order: [ticket, packet id, 1 where acknowledged], oldest first.
+    """
+
+    __slots__ = ("_by_ticket", "_ticket", "order")
 
     def __init__(self) -> None:
         self._ticket = 0
-        self._order: deque[list[int]] = deque()  # [ticket, packet id, 1 where acknowledged]
+        self.order: deque[list[int]] = deque()
         self._by_ticket: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.order)
 
     def add(self, packet_id: int) -> int:
         """A new ticket, above 0 and never given again, for the message with this packet id."""
         self._ticket += 1
         entry = [self._ticket, packet_id, 0]
-        self._order.append(entry)
+        self.order.append(entry)
         self._by_ticket[self._ticket] = entry
         return self._ticket
 
@@ -190,7 +194,7 @@ class Arrivals:
         if entry is None:
             return b""
         entry[2] = 1
-        order, leaving = self._order, b""
+        order, leaving = self.order, b""
         while order and order[0][2]:
             done = order.popleft()
             del self._by_ticket[done[0]]
@@ -199,5 +203,5 @@ class Arrivals:
 
     def forget(self) -> None:
         """The connection is gone, and with it the meaning of its packet ids."""
-        self._order.clear()
+        self.order.clear()
         self._by_ticket.clear()

@@ -27,7 +27,7 @@ READ_BYTES = 64 * 1024
 ACKNOWLEDGE_S = 0.005
 # So many acknowledgements wait for something else to be written, for as long at most. A write of their own costs a
 # request that comes alone a fifth of the agent's and the broker's processor; the requester does not wait for it.
-MOST_WAITING = 8
+MOST_WAITING = 7
 # A packet larger than this is refused: what it would take is missing elsewhere on a small device. MQTT 5 brokers are
 # told and leave such messages out.
 MAX_PACKET_BYTES = 64 * 1024 * 1024
@@ -91,11 +91,15 @@ class PacketStream(asyncio.BufferedProtocol):
             self._flushing = True
             self._turn.soon(self.flush)
 
-    def write_with_next(self, packet: bytes) -> None:
-        """Queues a packet that nobody waits for: it leaves with the next one, in `ACKNOWLEDGE_S`, or with its like."""
+    def write_with_next(self, packet: bytes, most: int) -> None:
+        """Queues a packet that nobody waits for: it leaves with the next one, in `ACKNOWLEDGE_S`, or with its like.
+
+        Args:
+            most: how many may wait; `MOST_WAITING` at most do.
+        """
         self._out.append(packet)
         self.waiting += 1
-        if not self._flushing and (self.waiting >= MOST_WAITING or not self._looking_after):
+        if not self._flushing and (self.waiting > most or self.waiting > MOST_WAITING or not self._looking_after):
             self._flushing = True
             self._turn.soon(self.flush)
 
