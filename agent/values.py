@@ -1,7 +1,7 @@
 """`dataclass` as the standard library has it, for a tenth of its time and a fraction of its memory.
 
 The standard library compiles six methods a class from source, which takes 0.5 ms of a process's start for each of the
-agent's 150 classes (docs/decisions/0018). Here only `__init__` is compiled, when the first object is made; the other
+agent's 150 classes (docs/decisions/0021). Here only `__init__` is compiled, when the first object is made; the other
 methods are closures that do the same. What is not used here is not offered: inheritance between such classes,
 `__post_init__`, order, `init=False`.
 """

@@ -107,7 +107,7 @@ TOO_HEAVY = ("boto3", "botocore", "numpy", "onnxruntime", "dlr", "amqtt", "moto"
 
 # What its libraries import for cases that are not the agent's, and what only some commands or cores need: 4 MB.
 NEVER_ASKED = ("argparse", "inspect", "ast", "dis", "email", "http.client", "urllib.request", "uuid", "tenacity",
-               "statistics", "decimal", "difflib")  # fmt: skip
+               "statistics", "decimal", "difflib", "bz2", "lzma")  # fmt: skip
 
 
 def within(module: str, packages: tuple[str, ...]) -> bool:
