@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from agent.deployment import installation
 from agent.deployment.threads import in_thread
-from agent.errors import FunctionError
+from agent.errors import AgentError, FunctionError
 from agent.inference import launching, workers
 from agent.inference.requests import Origin
 from functions import aside, bounds
@@ -171,3 +172,18 @@ def test_only_what_starts_while_others_serve_is_aside(tmp_path: Path, monkeypatc
 
     asyncio.run(main())
     assert started == [("d1", False), ("d2", True), ("d2", False)]
+
+
+@two_processors
+@pytest.mark.parametrize("serving", [False, True])
+def test_an_installer_is_aside_while_others_serve(
+    serving: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "import json, os; print(json.dumps({'event': 'object', 'on': sorted(os.sched_getaffinity(0))})); "
+    fake = installation.BOOT.replace("from agent.deployment.installer import main; code = main()", f"{told}code = 0")
+    assert fake != installation.BOOT
+    monkeypatch.setattr(installation, "BOOT", fake)
+    events: list[dict[str, Any]] = []
+    with pytest.raises(AgentError):  # it did nothing
+        asyncio.run(installation.install(tmp_path, {"aside": serving}, events.append))
+    assert [each["on"] for each in events] == [sorted(aside.half(ALL) if serving else ALL)]

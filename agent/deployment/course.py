@@ -161,7 +161,10 @@ class Course:
         sealed: Mapping[str, Path],
     ) -> dict[str, Any]:
         limits, allowed = self._limits, self._settings.policy.sources
-        return job_of(deployment, folders, known, allowed, limits.fetch, limits.caps, sealed, self._settings.aws)
+        serving = any(self._activation.in_use())  # group 0 has no workers
+        return job_of(
+            deployment, folders, known, allowed, limits.fetch, limits.caps, sealed, self._settings.aws, aside=serving
+        )
 
     async def _install(self, job: dict[str, Any], record: Record) -> Installed:
         self._urls.begin()
