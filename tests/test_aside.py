@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from agent.deployment import installation
-from agent.deployment.threads import in_thread
+from agent.deployment.threads import in_thread_aside
 from agent.errors import AgentError, FunctionError
 from agent.inference import launching, workers
 from agent.inference.requests import Origin
@@ -79,7 +79,7 @@ def test_it_is_given_back_after_an_error() -> None:
 @two_processors
 def test_a_deployments_blocking_work_is_done_aside_and_its_thread_comes_back() -> None:
     async def main() -> None:
-        assert await in_thread(os.sched_getaffinity, 0) == aside.half(ALL)
+        assert await in_thread_aside(os.sched_getaffinity, 0) == aside.half(ALL)
         assert os.sched_getaffinity(0) == ALL  # the loop's own thread never left
         assert await asyncio.to_thread(os.sched_getaffinity, 0) == ALL  # the same thread, as none else was free
 
