@@ -22,7 +22,7 @@ from agent.capture.policy import Capture
 from agent.deployment import overlays, secrets
 from agent.deployment.definition import Function, Probation
 from agent.deployment.store import Group
-from agent.deployment.threads import in_thread
+from agent.deployment.threads import in_thread, in_thread_aside
 from agent.errors import AgentError, FunctionError
 from agent.inference import launching, views, workers
 from agent.inference.disk import DiskWatch
@@ -99,7 +99,7 @@ class Activation:
         """
         if group.number in self._warm:
             return
-        await in_thread(overlays.prepare, self._settings.state, group)
+        await in_thread_aside(overlays.prepare, self._settings.state, group)
         opened = self._open(group, await self._open_secrets(group))
         for pool in opened.pools:
             pool.held = True  # on trial: a worker on demand stays until it is in use

@@ -58,7 +58,14 @@ def settings_of(directory: Path) -> Settings:
     return Settings(directory / "topics.yaml", "bench", directory / "state", (), nowhere, None, topics, (), policy)
 
 
-async def deploy_once(directory: Path, source: dict[str, Any], digest: str | None) -> float:
+class _Serving(NoWorkers):
+    """As if there were workers that serve: the installer keeps out of their way."""
+
+    def in_use(self) -> set[int]:
+        return {1}
+
+
+async def deploy_once(directory: Path, source: dict[str, Any], digest: str | None, *, serving: bool = False) -> float:
     """Seconds from the message to the staged object, on an empty state directory."""
     staged = asyncio.Event()
     failed: list[Any] = []
@@ -71,7 +78,7 @@ async def deploy_once(directory: Path, source: dict[str, Any], digest: str | Non
             staged.set()
 
     settings = settings_of(directory)
-    deployer = Deployer(Store(settings.state), settings, NoWorkers(), report)
+    deployer = Deployer(Store(settings.state), settings, _Serving() if serving else NoWorkers(), report)
     await deployer.recover()
     deployer.start()
     extra = {"Marram": {"Digest": digest}} if digest else {}
@@ -122,8 +129,12 @@ class Round:
         return self.deployed_cpu_s / self.hand_cpu_s
 
 
-def rounds(work: Path, count: int, weights: int = WEIGHTS) -> list[Round]:
-    """So many rounds on one archive and store, after one that is not counted: what is read first is read slowly."""
+def rounds(work: Path, count: int, weights: int = WEIGHTS, *, serving: bool = False) -> list[Round]:
+    """So many rounds on one archive and store, after one that is not counted: what is read first is read slowly.
+
+    Args:
+        serving: whether the agent is to take it that workers serve meanwhile.
+    """
     served = work / "store" / "models"
     served.mkdir(parents=True)
     make_archive(served / "m.tar.gz", weights)
@@ -142,7 +153,7 @@ def rounds(work: Path, count: int, weights: int = WEIGHTS) -> list[Round]:
             hand_cpu_s = cpu_s() - begun_s
             os.sync()
             begun_s = cpu_s()
-            deployed_s = asyncio.run(deploy_once(directory, source, digest))
+            deployed_s = asyncio.run(deploy_once(directory, source, digest, serving=serving))
             found.append(Round(hand_s, hand_cpu_s, deployed_s, cpu_s() - begun_s))
             shutil.rmtree(directory)
     return found[1:]
@@ -151,10 +162,11 @@ def rounds(work: Path, count: int, weights: int = WEIGHTS) -> list[Round]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench-deploy", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--serving", action="store_true", help="as beside workers that serve: on half the processors")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="marram-bench-", dir=os.environ.get("TMPDIR")))
     try:
-        found = rounds(work, options.rounds)
+        found = rounds(work, options.rounds, serving=options.serving)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print("curl, sha256sum, tar, fsync |      deployment      |      ratio")

@@ -23,7 +23,7 @@ from agent.deployment.ledger import Ledger
 from agent.deployment.machine import Event, State
 from agent.deployment.prerequisites import folders_of, probe_interpreters
 from agent.deployment.store import Group, Known, Store, empty_group
-from agent.deployment.threads import in_thread
+from agent.deployment.threads import in_thread, in_thread_aside
 from agent.errors import AgentError, IntegrityError
 from agent.settings import Caps, FetchLimits, Settings
 from agent.values import dataclass
@@ -135,13 +135,13 @@ class Course:
         deployment, body = await in_thread(self._admission.read, record)
         await probe_interpreters(deployment, self._settings)
         folders = await in_thread(folders_of, deployment, self._settings.functions)
-        known = await in_thread(self._store.known)
+        known = await in_thread_aside(self._store.known)
         sealed = await in_thread(self._store.sealed) if deployment.secrets else {}
         installed = await self._install(self._job(deployment, folders, known, sealed), record)
         self._refuse_quarantined(deployment, (*installed.objects.values(), *installed.code.values()))
         journal = self._ledger.journal
         journal.last_group = max(journal.last_group, *self._store.numbers(), 0) + 1
-        group = await in_thread(
+        group = await in_thread_aside(
             self._store.write_group,
             journal.last_group, deployment, body, installed.objects, installed.code, installed.known, installed.secrets,
         )  # fmt: skip
@@ -160,7 +160,10 @@ class Course:
         sealed: Mapping[str, Path],
     ) -> dict[str, Any]:
         limits, allowed = self._limits, self._settings.policy.sources
-        return job_of(deployment, folders, known, allowed, limits.fetch, limits.caps, sealed, self._settings.aws)
+        serving = any(self._activation.in_use())  # group 0 has no workers
+        return job_of(
+            deployment, folders, known, allowed, limits.fetch, limits.caps, sealed, self._settings.aws, aside=serving
+        )
 
     async def _install(self, job: dict[str, Any], record: Record) -> Installed:
         self._urls.begin()
@@ -193,7 +196,7 @@ class Course:
         """Has the new workers started; what another process wrote is verified first."""
         group = await self.group(record)
         if record.attempt > 1 or record.rollback is not None:
-            await in_thread(self._store.verify, group)
+            await in_thread_aside(self._store.verify, group)
         await self._activation.warm(group)
         remarks = dict.fromkeys((*record.warnings, *self._activation.remarks(group)))
         return Outcome(Event.WARMED, {"warnings": tuple(remarks)})
@@ -329,10 +332,10 @@ class Course:
         """Removes what no group needs; its failure changes nothing."""
         try:
             keep = {record.previous, *self._activation.in_use()}
-            await in_thread(self._store.prune, keep)
-            await in_thread(overlays.prune, self._store.root, self._store.objects.names())
+            await in_thread_aside(self._store.prune, keep)
+            await in_thread_aside(overlays.prune, self._store.root, self._store.objects.names())
             if record.state is State.COMMITTED:
-                await in_thread(self._store.objects.clear_downloads)
+                await in_thread_aside(self._store.objects.clear_downloads)
             async with self._ledger.documents:
                 waiting = self._ledger.journal.waiting
                 await in_thread(self._store.journal.prune, {waiting.body_digest} if waiting else set())

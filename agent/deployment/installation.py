@@ -32,10 +32,11 @@ from agent.values import dataclass
 logger = logging.getLogger(__name__)
 
 ROOT: Final = str(Path(__file__).resolve().parents[2])
-# Aside from its first import on. Without the collector of cycles, which took a tenth of it all, and without taking
-# Python apart at its end; both for a child that lives for one deployment.
+# Aside, if it is told so, from its first import on. Without the collector of cycles, which took a tenth of it all, and
+# without taking Python apart at its end: it lives for one deployment.
 BOOT: Final = (
-    f"import gc, os, sys; gc.disable(); sys.path.insert(0, {ROOT!r}); from functions import aside; aside.go(); "
+    f"import gc, os, sys; gc.disable(); sys.path.insert(0, {ROOT!r}); from functions import aside; "
+    "'aside' in sys.argv and aside.go(); "
     "from agent.deployment.installer import main; code = main(); sys.stdout.flush(); sys.stderr.flush(); os._exit(code)"
 )
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024  # a document in base64 is the longest
@@ -63,6 +64,8 @@ def job_of(
     caps: Caps,
     sealed: Mapping[str, Path] | None = None,
     role: AwsRole | None = None,
+    *,
+    aside: bool = False,
 ) -> dict[str, Any]:
     """The installer's job for a deployment, without what `install` adds.
 
@@ -72,6 +75,7 @@ def job_of(
         allowed: the policy's patterns of sources.
         sealed: by ARN, where the newest seal of a secret is.
         role: whose AWS credentials are used; None: those of boto3's own variables and files.
+        aside: whether others are at work meanwhile, see `functions.aside`.
     """
     older = {arn: str(file) for arn, file in (sealed or {}).items()}
     wanted = [(each.id, "resource", each.source, each.digest) for each in deployment.resources]
@@ -90,6 +94,7 @@ def job_of(
         "limits": asdict(limits),
         "caps": asdict(caps),
         "role": asdict(role) if role else None,
+        "aside": aside,
     }
 
 
@@ -111,6 +116,7 @@ async def fetch_document(
         AgentError: as `install`.
     """
     job: dict[str, Any] = {"archives": [], "folders": [], "allowed": list(allowed), "document": _place(source)}
+    job["aside"] = True
     job |= {"limits": asdict(limits), "caps": asdict(Caps()), "role": asdict(role) if role else None}
     events = await _run(state, job, lambda event: None)
     return base64.b64decode(next(event["body"] for event in events if event["event"] == "document"))
@@ -133,7 +139,7 @@ async def install(state: Path, job: dict[str, Any], on_event: OnEvent) -> Instal
 async def _run(state: Path, job: dict[str, Any], on_event: OnEvent) -> list[dict[str, Any]]:
     """What a child says of its job, once it has done it."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-c", BOOT,
+        sys.executable, "-I", "-c", BOOT, *(["aside"] if job.get("aside") else []),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         limit=MAX_LINE_BYTES,
     )  # fmt: skip

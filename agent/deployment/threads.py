@@ -16,15 +16,9 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     """What `call` gives, from a thread.
 
     A thread cannot be cancelled. asyncio.to_thread would let go of it, and the state directory would be written by it
-    and by whoever comes next; here a cancellation arrives once the call has ended. It is
-    done aside, see functions.aside.
+    and by whoever comes next; here a cancellation arrives once the call has ended.
     """
-
-    def aside_too() -> T:
-        with aside():
-            return call(*args, **kwargs)
-
-    work = asyncio.ensure_future(asyncio.to_thread(aside_too))
+    work = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -32,3 +26,13 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         if not work.cancelled():
             work.exception()  # looked at: nobody else will
         raise
+
+
+async def in_thread_aside(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `in_thread`, out of the way of requests: for what reads, writes or removes much while others serve."""
+
+    def done() -> T:
+        with aside():
+            return call(*args, **kwargs)
+
+    return await in_thread(done)
