@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +11,6 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 
-from agent import loop
 from agent.errors import RejectedError, TransientError
 from agent.messages import NO_PROPERTIES, Outbound, Properties
 from agent.mqtt import codec
@@ -154,54 +151,6 @@ def test_a_length_that_is_none_or_too_large_ends_the_stream(data: bytes) -> None
         assert collector.packets == []
 
     asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    ("most", "writes", "left", "waiting"),
-    [
-        (0, [b"A"], b"A", 0),  # the broker sends nothing more before it
-        (3, [b"A"], b"", 1),
-        (3, [b"A", b"B", b"C", b"D"], b"ABCD", 0),
-        (99, [b"A"] * 7, b"", 7),
-        (99, [b"A"] * 8, b"A" * 8, 0),
-        (3, [b"A", b"B", b"+now"], b"AB+now", 0),
-    ],
-)
-def test_what_nobody_waits_for_leaves_with_the_next_write(
-    most: int, writes: list[bytes], left: bytes, waiting: int
-) -> None:
-    async def main() -> None:
-        looked = asyncio.Event()
-
-        class Answering(Collector):
-            def packet(self, first: int, data: bytes, at: int, end: int) -> None:
-                for each in writes:
-                    if each.startswith(b"+"):
-                        stream.write(each)
-                    else:
-                        stream.write_with_next(each, most)
-                asyncio.get_running_loop().call_soon(look)
-
-        def look() -> None:  # when this turn's writes have left
-            assert stream.waiting == waiting
-            theirs.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                arrived.append(theirs.recv(100))
-            looked.set()
-
-        arrived: list[bytes] = []
-        ours, theirs = socket.socketpair()
-        with theirs:
-            _, stream = await asyncio.get_running_loop().create_connection(lambda: PacketStream(Answering()), sock=ours)
-            theirs.send(b"\xd0\x00")
-            await asyncio.wait_for(looked.wait(), 10)
-            assert b"".join(arrived) == left
-            theirs.setblocking(True)
-            if waiting:  # after a while it leaves by itself
-                assert await asyncio.to_thread(theirs.recv, 100) == b"".join(writes)
-            stream.abort()
-
-    loop.run(main())
 
 
 def encode(out: Outbound, packet_id: int) -> bytes:

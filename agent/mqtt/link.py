@@ -90,9 +90,6 @@ class Link:
         self._arrivals = Arrivals()
         self._session: Session | None = None  # only while connected
         self._stream: PacketStream | None = None  # the session's, only while connected
-        # How many unacknowledged messages the broker has sent at once on this connection: one that sends the next only
-        # after an acknowledgement never waits for it.
-        self._most_together = 1
         self._max_packet_bytes = codec.MAX_PACKET_BYTES
         self._encoded_for = 0
         self._up_since = self._asked_at = 0.0
@@ -122,7 +119,7 @@ class Link:
     @property
     def unacknowledged(self) -> int:
         """Messages received on this connection whose PUBACK has not left."""
-        return len(self._arrivals) + (self._stream.waiting if self._stream else 0)
+        return len(self._arrivals.order)
 
     @property
     def outstanding(self) -> int:
@@ -180,11 +177,11 @@ class Link:
             done()
 
     def ack(self, ticket: int) -> None:
-        """Acknowledges a message; the PUBACK leaves when all older ones are acknowledged, some milliseconds later at
-        most. Idempotent; a ticket of an earlier connection changes nothing."""
+        """Acknowledges a message; the PUBACK leaves when all older ones are acknowledged. Idempotent; a ticket of an
+        earlier connection changes nothing."""
         leaving = self._arrivals.ack(ticket)
         if leaving and self._stream is not None:
-            self._stream.write_with_next(leaving, self._most_together - 1)
+            self._stream.write(leaving)
 
     def set_filters(self, filters: Iterable[str]) -> None:
         """The filters that are wanted from now on. Filters that MQTT does not allow are logged and left out."""
@@ -215,7 +212,6 @@ class Link:
         self.session_present = terms.session_present
         self.generation += 1
         self.connected = True
-        self._most_together = 1
         self._keeper.last_error = None
         self._up_since = asyncio.get_running_loop().time()
         self._max_packet_bytes = terms.max_packet_bytes
@@ -237,12 +233,7 @@ class Link:
     def session_publish(self, first: int, data: bytes, at: int, end: int) -> None:
         """A PUBLISH of QoS 0 or 1."""
         topic, packet_id, properties, payload = codec.decode_publish(first, data, at, end, self.protocol == 5)
-        ticket = 0
-        if packet_id:
-            ticket = self._arrivals.add(packet_id)
-            together = len(self._arrivals.order) + (self._stream.waiting if self._stream else 0)
-            if together > self._most_together:
-                self._most_together = together
+        ticket = self._arrivals.add(packet_id) if packet_id else 0
         if properties.user and self._own in properties.user:
             self.ack(ticket)
             return

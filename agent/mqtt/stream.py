@@ -25,9 +25,6 @@ READ_BYTES = 64 * 1024
 # acknowledge it. Linux by itself waits 40 ms, and a broker without TCP_NODELAY holds its next packet as long. At each
 # read it cost one request at a time 4 % more processor: a call, and a segment that carries nothing.
 ACKNOWLEDGE_S = 0.005
-# So many acknowledgements wait for something else to be written, for as long at most. A write of their own costs a
-# request that comes alone a fifth of the agent's and the broker's processor; the requester does not wait for it.
-MOST_WAITING = 7
 # A packet larger than this is refused: what it would take is missing elsewhere on a small device. MQTT 5 brokers are
 # told and leave such messages out.
 MAX_PACKET_BYTES = 64 * 1024 * 1024
@@ -52,11 +49,7 @@ class Receiver(Protocol):
 
 
 class PacketStream(asyncio.BufferedProtocol):
-    """One connection's bytes. Made by the loop's ``create_connection``; everything runs on the loop's thread.
-
-    Attributes:
-        waiting: packets that wait for another one to be written.
-    """
+    """One connection's bytes. Made by the loop's ``create_connection``; everything runs on the loop's thread."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver: Receiver | None = receiver
@@ -70,7 +63,6 @@ class PacketStream(asyncio.BufferedProtocol):
         self._held = 0  # bytes in them
         self._wanted = 2
         self._out: list[bytes] = []
-        self.waiting = 0
         self._flushing = False
         self._ended = False
         self._unanswered = False  # something was read since it last wrote
@@ -91,22 +83,9 @@ class PacketStream(asyncio.BufferedProtocol):
             self._flushing = True
             self._turn.soon(self.flush)
 
-    def write_with_next(self, packet: bytes, most: int) -> None:
-        """Queues a packet that nobody waits for: it leaves with the next one, in `ACKNOWLEDGE_S`, or with its like.
-
-        Args:
-            most: how many may wait; `MOST_WAITING` at most do.
-        """
-        self._out.append(packet)
-        self.waiting += 1
-        if not self._flushing and (self.waiting > most or self.waiting > MOST_WAITING or not self._looking_after):
-            self._flushing = True
-            self._turn.soon(self.flush)
-
     def flush(self) -> None:
         """Writes what is queued, in one write."""
         self._flushing = False
-        self.waiting = 0
         if self._ended:
             self._out.clear()  # an acknowledgement after our DISCONNECT: the broker sends that message again
         elif self._out and self._transport is not None:
@@ -240,10 +219,8 @@ class PacketStream(asyncio.BufferedProtocol):
             receiver.stream_lost(self._error or exc)
 
     def _acknowledge(self) -> None:
-        """Writes what waits. Else has the kernel acknowledge what was read, unless something was written since."""
+        """Has the kernel acknowledge what was read, unless something was written since, which did that as well."""
         self._looking_after = False
-        if self.waiting:
-            self.flush()
         if self._unanswered and self._socket is not None and _TCP_QUICKACK is not None:
             try:
                 self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_QUICKACK, 1)
