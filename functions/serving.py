@@ -53,6 +53,7 @@ class Server:
         batches = code.batch_handler is not None and (config.max_size > 1 or code.handler is None)
         self.max_batch = config.max_size if batches else 1
         self._batches = batches
+        self._alike = code.alike and not config.max_delay_s
         self._secrets = Secrets(config.secrets)
         given = Given(config.function, models, config.deployment, config.state_dir, self._secrets, self._asker)
         self.calls = Calls(config, given)
@@ -252,6 +253,10 @@ class Server:
     # -- several at once --------------------------------------------------------------------------------------------
 
     def _next_batch(self) -> None:
+        if self._alike and self._all_read and len(self._waiting) == 1:
+            self._all_read = False
+            self._next_one()
+            return
         calls = self._gathered()
         if not calls:
             return
