@@ -2,97 +2,111 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from functions import frames, payload
 from functions.config import Config
 from functions.errors import RequestError
 from functions.loading import told
-from functions.sdk import AS_IT_IS, Context, Kept, Result
+from functions.sdk import AS_IT_IS, Context, Given, Kept, Result
 
 MAX_TEXT: Final = 1024  # characters of an id or topic that a payload names; an MQTT string has 65,535 bytes at most
 _MAX_KINDS: Final = 64  # content types that are remembered; senders choose them
+_pack_header: Final = frames.pack_header
+_pack_prefix: Final = frames.pack_prefix
+_META: Final = b',"meta":{"request":'
 
 
-class Call:
-    """A request on its way.
+class Call(Context):
+    """A request on its way. What its handler may know of it is its `Context`, which is the same object.
 
     Attributes:
-        n: its number on this connection.
-        kind: how its event and its answer are encoded.
-        request: its id.
         wanted: whether its sender waits for an answer, result or none.
         event: what the handler gets, once it is decoded.
-        context: of its last run.
+        reply_to: where its payload wants the answer.
         client_context: base64 of JSON, or empty, where another function invoked this one; else None.
+        refused: why it cannot be served; None: it can.
         settled: whether it is answered while its handler still runs.
         timer: what cancels it in time.
     """
 
-    __slots__ = (
-        "client_context",
-        "context",
-        "event",
-        "kind",
-        "n",
-        "reply_to",
-        "request",
-        "settled",
-        "timer",
-        "topic",
-        "wanted",
-    )
+    __slots__ = ("event", "wanted")
 
-    def __init__(self, n: int, topic: str, kind: str, request: str, wanted: bool) -> None:
-        self.n = n
-        self.topic = topic
-        self.kind = kind
-        self.request = request
-        self.wanted = wanted
-        self.reply_to: str | None = None
-        self.event: Any = None
-        self.context: Context | None = None
-        self.client_context: str | None = None
-        self.settled = False
-        self.timer: Any = None
+    event: Any
+    wanted: bool
+    reply_to: str | None = None
+    client_context: str | None = None
+    refused: BaseException | None = None
+    settled = False
+    timer: Any = None
+
+
+_new_call: Final = Call.__new__  # its attributes are set where they are known: no step of Python for an `__init__`
 
 
 class Calls:
-    """Opens the requests of one function and makes the frames that answer them."""
+    """Opens the requests of one function and makes the frames that answer them.
 
-    def __init__(self, config: Config) -> None:
+    A worker that is asked now and then has its code and data out of the processor's caches each time, so that each step
+    of Python and each object counts: the common case of both ways is one function here, with all others behind it.
+
+    Args:
+        given: what the function has, for its requests' contexts.
+    """
+
+    def __init__(self, config: Config, given: Given) -> None:
         self._config = config
+        self._endpoint = config.endpoint
+        self._meta = config.meta
+        self.given = given
         self._origin = _origin(config)
-        self._kinds: dict[str | None, str] = {}
+        self._meta_end = _meta_end(self._origin)
+        self._kinds: dict[str | None, tuple[str, Callable[[bytes], Any]]] = {}
 
     def received(self, frame: frames.Frame) -> Call:
-        """The request in a frame, its event not decoded yet."""
-        _, n, topic, content_type, fallback, wanted, *invoked = frame[0]
-        call = Call(n, topic, self._kinds.get(content_type) or self._kind(content_type), fallback, wanted)
+        """The request in a frame, with its event and what that says about its id and answer; or `refused`."""
+        header, body = frame
+        call = _new_call(Call)
+        call._given = self.given
+        _, call.n, call.topic, content_type, call.request, call.wanted, *invoked = header
         if invoked:
             call.client_context = invoked[0]
+        call.content_type, decode = self._kinds.get(content_type) or self._kind(content_type)
+        try:
+            event = call.event = decode(body)
+            if type(event) is dict and (self._endpoint or "meta" in event):
+                self._identify(call, event)
+        except (ValueError, RecursionError):
+            self._read_again(call, body)
+        except BaseException as error:
+            call.refused = error
         return call
 
-    def _kind(self, content_type: str | None) -> str:
+    def _kind(self, content_type: str | None) -> tuple[str, Callable[[bytes], Any]]:
         kind = payload.kind_of(content_type, self._config.encoding)
         if self._config.endpoint and kind == payload.BINARY:
             kind = payload.MSGPACK  # its protocol has no plain bytes
+        found = kind, payload.QUICK_DECODERS[kind]
         if len(self._kinds) < _MAX_KINDS:
-            self._kinds[content_type] = kind
-        return kind
+            self._kinds[content_type] = found
+        return found
 
-    def decode(self, call: Call, body: bytes) -> None:
-        """Sets the call's event, and what the event says about its id and answer.
+    def _read_again(self, call: Call, body: bytes) -> None:
+        """Has the judge look at what the quick decoder refused."""
+        try:
+            event = call.event = payload.DECODERS[call.content_type](body)
+            if type(event) is dict:
+                self._identify(call, event)
+        except BaseException as error:
+            call.refused = error
+
+    def _identify(self, call: Call, event: dict[str, Any]) -> None:
+        """The request's own id, ``meta.id`` before the endpoint protocol's, and where it wants its answer.
 
         Raises:
             RequestError: BAD_PAYLOAD.
         """
-        event = call.event = payload.DECODERS[call.kind](body)
-        if type(event) is dict:
-            self._identify(call, event)
-
-    def _identify(self, call: Call, event: dict[str, Any]) -> None:
-        """The request's own id, ``meta.id`` before the endpoint protocol's, and where it wants its answer."""
         own = None
         meta = event.get("meta")
         if type(meta) is dict:
@@ -100,7 +114,7 @@ class Calls:
             reply_to = meta.get("reply_to")
             if reply_to is not None:
                 call.reply_to = _text("meta.reply_to", reply_to)
-        if own is None and self._config.endpoint:
+        if own is None and self._endpoint:
             own = event.get("id")
         if own is not None:
             call.request = str(own) if type(own) is int else _text("The request's id", own)
@@ -111,26 +125,48 @@ class Calls:
         Raises:
             RequestError: RESULT_NOT_ENCODABLE.
         """
-        published = call.context.published if call.context is not None else None
+        if type(result) is not dict or call.content_type != payload.JSON or call.published or call.kept:
+            return self._answer(call, result)
+        try:
+            body = payload.quick_dumps(result)
+            if b"null" in body:
+                return self._answer(call, result)
+            if self._meta:
+                if not result or "meta" in result:
+                    return self._answer(call, result)
+                body = b"".join((body[:-1], _META, payload.quick_dumps(call.request), self._meta_end))
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            return self._answer(call, result)
+        size = len(body)
+        header = [frames.RESULT, call.n, call.request, call.reply_to, [[None, payload.JSON, size]], None]
+        if size > frames.JOINED_BYTES:
+            return frames.pack(header, body)
+        head = _pack_header(header)
+        return [b"".join((_pack_prefix(len(head), size), head, body))]
+
+    def _answer(self, call: Call, result: Any) -> list[frames.Buffer]:
+        """Any RESULT frame, whatever is in it."""
         meta = {"request": call.request, **self._origin}
         layout: list[list[Any]] = []
         bodies: list[bytes] = []
         plain = None
         if result is None:
             if call.wanted or call.reply_to is not None:
-                plain = payload.encode({"meta": meta}, call.kind if call.kind == payload.MSGPACK else payload.JSON)
+                plain = payload.encode(
+                    {"meta": meta}, call.content_type if call.content_type == payload.MSGPACK else payload.JSON
+                )
         else:
             for output in result if _is_several(result) else (result,):
-                self._encode(output, call.kind, meta, layout, bodies)
-        for output in published or ():
-            self._encode(output, call.kind, meta, layout, bodies)
+                self._encode(output, call.content_type, meta, layout, bodies)
+        for output in call.published or ():
+            self._encode(output, call.content_type, meta, layout, bodies)
         answer = None
         if plain is not None:
             answer = [plain[0], len(plain[1])]
             bodies.append(plain[1])
         header = [frames.RESULT, call.n, call.request, call.reply_to, layout, answer]
-        if call.context is not None and call.context.kept is not None:
-            header.append([_sampled(kept, call.kind, bodies) for kept in call.context.kept])
+        if call.kept is not None:
+            header.append([_sampled(kept, call.content_type, bodies) for kept in call.kept])
         return frames.pack(header, *bodies)
 
     def _encode(
@@ -194,6 +230,12 @@ def _origin(config: Config) -> dict[str, str]:
     versions = {model.id: model.version for model in config.models}
     origin = {"model": config.model, "version": versions.get(config.model or ""), "deployment": config.deployment}
     return {key: value for key, value in origin.items() if value}
+
+
+def _meta_end(origin: Mapping[str, str]) -> bytes:
+    """The JSON of ``meta`` after its request, and the end of the object that it stands in."""
+    _, text = payload.encode(origin, payload.JSON)
+    return (b"," if origin else b"") + text[1:] + b"}"
 
 
 def _is_several(result: Any) -> bool:

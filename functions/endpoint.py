@@ -36,7 +36,8 @@ DATATYPES: Final = {
     "FP32": "float32",
     "FP64": "float64",
 }
-_DATATYPE_OF: Final = {dtype: datatype for datatype, dtype in DATATYPES.items()}
+_DTYPES: Final = {datatype: np.dtype(name) for datatype, name in DATATYPES.items()}
+_DATATYPE_OF: Final = {dtype: datatype for datatype, dtype in _DTYPES.items()}  # its `name` is made in Python each time
 
 
 class _Request(NamedTuple):
@@ -70,8 +71,8 @@ class Endpoint:
         Raises:
             RequestError: BAD_PAYLOAD for what is no such request, BAD_INPUT for what the model does not take.
         """
-        request = self._parsed(event)
-        return self._answered(event, context, request, self._model.predict(request.inputs))
+        inputs, names = self._inputs(event), self._selected(event)
+        return self._answered(event, context, names, self._model.predict(inputs))
 
     def handle_batch(self, events: Sequence[Any], contexts: Sequence[Context]) -> list[Any]:
         """The answers to several requests, an exception for each that failed; those of one shape share a prediction."""
@@ -79,7 +80,7 @@ class Endpoint:
         groups: dict[Any, list[tuple[int, _Request]]] = {}
         for i, event in enumerate(events):
             try:
-                request = self._parsed(event)
+                request = _Request(self._inputs(event), self._selected(event))
             except RequestError as error:
                 results[i] = error
             else:
@@ -87,7 +88,7 @@ class Endpoint:
         for group in groups.values():
             for (i, request), outcome in zip(group, self._predicted([r for _, r in group]), strict=True):
                 failed = isinstance(outcome, RequestError)
-                results[i] = outcome if failed else self._answered(events[i], contexts[i], request, outcome)
+                results[i] = outcome if failed else self._answered(events[i], contexts[i], request.outputs, outcome)
         return results
 
     def _predicted(self, requests: list[_Request]) -> list[Any]:
@@ -109,7 +110,7 @@ class Endpoint:
         except RequestError as error:
             return error
 
-    def _parsed(self, event: Any) -> _Request:
+    def _inputs(self, event: Any) -> dict[str, Array]:
         if not isinstance(event, dict):
             raise _bad("a model endpoint takes an object with the key `inputs`")
         tensors = event.get("inputs")
@@ -121,9 +122,10 @@ class Endpoint:
             if name in inputs:
                 raise _bad(f'the input "{name}" is there twice')
             inputs[name] = array
-        return _Request(inputs, self._selected(event.get("outputs")))
+        return inputs
 
-    def _selected(self, wanted: Any) -> tuple[str, ...]:
+    def _selected(self, event: dict[str, Any]) -> tuple[str, ...]:
+        wanted = event.get("outputs")
         if wanted is None:
             return self._all
         if not isinstance(wanted, list) or not all(isinstance(each, dict) for each in wanted):
@@ -134,18 +136,25 @@ class Endpoint:
                 raise _bad(f"the model has no output {name!r}; its outputs: {', '.join(self._all)}")
         return names or self._all
 
-    def _answered(self, event: Any, context: Context, request: _Request, outputs: dict[str, Array]) -> dict[str, Any]:
+    def _answered(
+        self, event: Any, context: Context, names: tuple[str, ...], outputs: dict[str, Array]
+    ) -> dict[str, Any]:
         own = event.get("id")
+        as_bytes = context.content_type == MSGPACK
         return {
             "model_name": self._name,
             "model_version": self._version,
             "id": own if isinstance(own, str) else context.request,
-            "outputs": [_described(name, outputs[name], context.content_type) for name in request.outputs],
+            "outputs": [_described(name, outputs[name], as_bytes) for name in names],
         }
 
 
 def _bad(what: str) -> RequestError:
     return RequestError("BAD_PAYLOAD", f"The payload is no inference request: {what}.")
+
+
+def _bad_shape(name: str) -> RequestError:
+    return _bad(f'the `shape` of "{name}" must be a list of whole numbers from 0')
 
 
 def _tensor(tensor: Any) -> tuple[str, Array]:
@@ -154,16 +163,19 @@ def _tensor(tensor: Any) -> tuple[str, Array]:
     name, shape, datatype = tensor.get("name"), tensor.get("shape"), tensor.get("datatype")
     if not isinstance(name, str):
         raise _bad("each of `inputs` needs a `name`")
-    if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
-        raise _bad(f'the `shape` of "{name}" must be a list of whole numbers from 0')
-    if not isinstance(datatype, str) or datatype not in DATATYPES:
+    if not isinstance(shape, list):
+        raise _bad_shape(name)
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise _bad_shape(name)
+    dtype = _DTYPES.get(datatype) if isinstance(datatype, str) else None
+    if dtype is None:
         raise _bad(f'the `datatype` of "{name}" is {datatype!r}; served are {", ".join(DATATYPES)}')
-    dtype = np.dtype(DATATYPES[datatype])
     data = tensor.get("data")
-    if isinstance(data, bytes):
-        return name, _from_bytes(name, data, shape, dtype)
     if isinstance(data, list):
         return name, _from_list(name, data, shape, dtype)
+    if isinstance(data, bytes):
+        return name, _from_bytes(name, data, shape, dtype)
     raise _bad(f'the `data` of "{name}" must be a list, or bytes in msgpack')
 
 
@@ -183,10 +195,12 @@ def _from_list(name: str, data: list[Any], shape: list[int], dtype: np.dtype[Any
     return array
 
 
-def _described(name: str, array: Array, content_type: str) -> dict[str, Any]:
-    flat = array.ravel()
-    data = flat.astype(flat.dtype.newbyteorder("<"), copy=False).tobytes() if content_type == MSGPACK else flat
-    return {"name": name, "shape": list(array.shape), "datatype": _DATATYPE_OF[array.dtype.name], "data": data}
+def _described(name: str, array: Array, as_bytes: bool) -> dict[str, Any]:
+    data: Any = array.ravel()
+    if as_bytes:
+        data = data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
+    datatype = _DATATYPE_OF.get(array.dtype) or _DATATYPE_OF[np.dtype(array.dtype.name)]
+    return {"name": name, "shape": list(array.shape), "datatype": datatype, "data": data}
 
 
 def _likeness(request: _Request) -> Any:

@@ -55,8 +55,8 @@ class FrameError(ValueError):
 
 
 # Made once: three times faster than `msgpack.packb`. Only one thread of a process packs frames.
-_pack_header: Final = msgpack.Packer().pack
-_pack_prefix: Final = PREFIX.pack
+pack_header: Final = msgpack.Packer().pack
+pack_prefix: Final = PREFIX.pack
 _prefix: Final = PREFIX.unpack_from
 _unpack: Final = msgpack.unpackb
 
@@ -67,11 +67,11 @@ def pack(header: Sequence[Any], *buffers: Buffer) -> list[Buffer]:
     Raises:
         FrameError: the buffers together are larger than any MQTT packet.
     """
-    head = _pack_header(header)
+    head = pack_header(header)
     body = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
     if body > MAX_BODY_BYTES:
         raise FrameError(f"a message of {body} bytes is beyond MQTT's limit of {MAX_BODY_BYTES}")
-    return [_pack_prefix(len(head), body) + head, *buffers]
+    return [pack_prefix(len(head), body) + head, *buffers]
 
 
 def pack_call(n: int, operation: str, arguments: Mapping[str, Any], during: int, body: bytes) -> bytes:
@@ -119,22 +119,30 @@ class FrameReader:
             data = bytes(data)  # slices of it are the fastest way to cut frames out
         frames: list[Frame] = []
         start, end = 0, len(data)
-        while end - start >= PREFIX_BYTES:
-            head, body = _prefix(data, start)
-            if head > MAX_HEADER_BYTES or body > MAX_BODY_BYTES:
-                raise FrameError(f"a frame of {head} + {body} bytes is beyond the limits")
-            body_at = start + PREFIX_BYTES + head
-            after = body_at + body
-            if after > end:
-                if body >= LARGE_BYTES and end >= body_at:
-                    self._head, self.missing = _header(data[start + PREFIX_BYTES : body_at]), body
-                    return frames + self._feed_large(data[body_at:end])
-                self._wanted = after - start
-                break
-            frames.append((_header(data[start + PREFIX_BYTES : body_at]), data[body_at:after]))
-            start = after
-        else:
-            self._wanted = PREFIX_BYTES
+        try:
+            while end - start >= PREFIX_BYTES:
+                head, body = _prefix(data, start)
+                if head > MAX_HEADER_BYTES or body > MAX_BODY_BYTES:
+                    raise FrameError(f"a frame of {head} + {body} bytes is beyond the limits")
+                body_at = start + PREFIX_BYTES + head
+                after = body_at + body
+                if after > end:
+                    if body >= LARGE_BYTES and end >= body_at:
+                        self._head, self.missing = _array(_unpack(data[start + PREFIX_BYTES : body_at])), body
+                        return frames + self._feed_large(data[body_at:end])
+                    self._wanted = after - start
+                    break
+                header = _unpack(data[start + PREFIX_BYTES : body_at])
+                if type(header) is not list or not header:
+                    _array(header)
+                frames.append((header, data[body_at:after]))
+                start = after
+            else:
+                self._wanted = PREFIX_BYTES
+        except FrameError:
+            raise
+        except (ValueError, msgpack.UnpackException) as error:
+            raise FrameError(f"a frame's header is not msgpack: {error}") from error
         if start < end:
             self._buffer += data[start:]
         return frames
@@ -190,11 +198,7 @@ def next_group(pending: list[Buffer]) -> tuple[list[Buffer], bool]:
     return (pending[: large - 1], False) if large > 1 else (pending[:1], True)
 
 
-def _header(data: bytes) -> list[Any]:
-    try:
-        header = _unpack(data)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise FrameError(f"a frame's header is not msgpack: {error}") from error
+def _array(header: Any) -> list[Any]:
     if not isinstance(header, list) or not header:
         raise FrameError("a frame's header is no array")
     return header

@@ -15,10 +15,15 @@ _CO_COROUTINE: Final = 0x80  # inspect.CO_COROUTINE
 
 
 class Code(NamedTuple):
-    """What a function's folder offers; one of the two is there."""
+    """What a function's folder offers; one of the two is there.
+
+    Attributes:
+        alike: whether both give the same answer to one request, so that one that comes alone needs no batch.
+    """
 
     handler: Callable[..., Any] | None
     batch_handler: Callable[..., Any] | None
+    alike: bool = False
 
     @property
     def is_async(self) -> bool:
@@ -44,7 +49,7 @@ def load(function: str, folder: str, name: str = "handler") -> Code:
         raise StartError("FUNCTION_NOT_FOUND", f"The function {function} has no __init__.py in its folder {folder}.")
     module = _import(function, folder, file)
     code = Code(_callable(module, name), _callable(module, "batch_handler"))
-    if code == (None, None):
+    if code.handler is None and code.batch_handler is None:
         raise StartError("FUNCTION_NOT_FOUND", f"The function {function} defines no {name}(event, context) in {file}.")
     if code.batch_handler is not None and (code.is_async or _is_async(code.batch_handler)):
         raise StartError(

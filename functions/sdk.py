@@ -99,37 +99,52 @@ class Kept(NamedTuple):
     output: Any
 
 
+class Given:
+    """What a function was given, the same for all of its requests: see `Context`.
+
+    Attributes:
+        first: the first of the models.
+    """
+
+    __slots__ = ("asker", "deployment", "first", "function", "models", "secrets", "state_dir")
+
+    def __init__(
+        self,
+        function: str,
+        models: Mapping[str, Model] | None = None,
+        deployment: str = "",
+        state_dir: str = "",
+        secrets: Secrets | None = None,
+        asker: Callable[[Context], Asker] | None = None,
+    ) -> None:
+        self.function = function
+        self.models: Mapping[str, Model] = models if models is not None else {}
+        self.first = next(iter(self.models.values()), None)
+        self.deployment = deployment
+        self.state_dir = state_dir
+        self.secrets = secrets
+        self.asker = asker
+
+
 class Context:
     """What a handler may know and use beside its event. One for each request.
 
     Attributes:
-        function: the function's Id.
         request: the request's id, as its answer carries it.
         topic: the topic it came on.
         content_type: how its payload is encoded, ``application/json``, ``application/msgpack`` or
             ``application/octet-stream``; its answer will be too.
-        models: all of the function's models by their resource Ids.
-        deployment: the deployment's id; empty outside one.
         published: what `publish` was given so far.
         kept: what `capture` was given so far.
-        secrets: all of the function's secrets; see `secret`.
         n: the request's number on the worker's connection.
     """
 
-    __slots__ = (
-        "_asker",
-        "_state_dir",
-        "content_type",
-        "deployment",
-        "function",
-        "kept",
-        "models",
-        "n",
-        "published",
-        "request",
-        "secrets",
-        "topic",
-    )
+    # A worker makes one for each request: what all requests have in common is one object, and what few of them have is
+    # the class's until it is set.
+    __slots__ = ("__dict__", "_given", "content_type", "n", "request", "topic")
+
+    published: list[Result] | None = None
+    kept: list[Kept] | None = None
 
     def __init__(
         self,
@@ -144,18 +159,31 @@ class Context:
         asker: Callable[[Context], Asker] | None = None,
         n: int = 0,
     ) -> None:
-        self.secrets = secrets
+        self._given = Given(function, models, deployment, state_dir, secrets, asker)
         self.n = n
-        self._asker = asker
-        self.function = function
         self.request = request
         self.topic = topic
-        self.models: Mapping[str, Model] = models if models is not None else {}
-        self.deployment = deployment
         self.content_type = content_type
-        self.published: list[Result] | None = None
-        self.kept: list[Kept] | None = None
-        self._state_dir = state_dir
+
+    @property
+    def function(self) -> str:
+        """The function's Id."""
+        return self._given.function
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """All of the function's models by their resource Ids."""
+        return self._given.models
+
+    @property
+    def deployment(self) -> str:
+        """The deployment's id; empty outside one."""
+        return self._given.deployment
+
+    @property
+    def secrets(self) -> Secrets | None:
+        """All of the function's secrets; see `secret`."""
+        return self._given.secrets
 
     def model(self, resource: str | None = None) -> Model:
         """The model of that resource Id; without one, the function's first.
@@ -167,10 +195,10 @@ class Context:
         Raises:
             UnknownModelError: the function has no such model; the message names those that it has.
         """
-        try:
-            return self.models[resource] if resource is not None else next(iter(self.models.values()))
-        except (KeyError, StopIteration):
-            pass
+        given = self._given
+        model = given.first if resource is None else given.models.get(resource)
+        if model is not None:
+            return model
         known = ", ".join(self.models) or "none"
         wanted = f'the model "{resource}"' if resource is not None else "a model"
         raise UnknownModelError(
@@ -229,9 +257,10 @@ class Context:
         return ShadowOf(self._agent().core, thing)
 
     def _agent(self) -> Asker:
-        if self._asker is None:
+        asker = self._given.asker
+        if asker is None:
             raise CodedError("NO_CORE", "This function does not run on a core.")
-        return self._asker(self)
+        return asker(self)
 
     def capture(self, *, reason: str = "explicit", input: Any = AS_IT_IS, output: Any = AS_IT_IS) -> None:
         """Keeps this request as a sample for training once the handler has returned; nothing where it raises.
@@ -269,7 +298,7 @@ class Context:
         """
         from pathlib import Path
 
-        return Path(self._state_dir)
+        return Path(self._given.state_dir)
 
     @property
     def logger(self) -> LoggerAdapter[Any]:

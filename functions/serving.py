@@ -17,7 +17,7 @@ from functions.core import Core
 from functions.errors import RequestError
 from functions.loading import Code
 from functions.memory import keep_freed
-from functions.sdk import Context
+from functions.sdk import Context, Given
 from functions.secrets import Secrets
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LOOK_S: Final = 0.05  # how long a thread that waits for its reply keeps the others from reading
 YIELD_S: Final = 0.001
+READ_BYTES: Final = 64 * 1024  # at one time; from 128 kB on, malloc has the kernel make memory for each read: 10 us
 HOLD_S: Final = 0.002  # how long an answer may wait for those after it to leave in the same write
 
 
@@ -47,16 +48,21 @@ class Server:
         self._reader = reader
         self._config = config
         self._code = code
+        self._handler: Callable[..., Any] = code.handler or self._single
         self._models = models
         batches = code.batch_handler is not None and (config.max_size > 1 or code.handler is None)
         self.max_batch = config.max_size if batches else 1
         self._batches = batches
-        self.calls = Calls(config)
+        self._alike = code.alike and not config.max_delay_s
         self._secrets = Secrets(config.secrets)
+        given = Given(config.function, models, config.deployment, config.state_dir, self._secrets, self._asker)
+        self.calls = Calls(config, given)
         self._waiting: deque[frames.Frame] = deque()
-        self._view = memoryview(bytearray(frames.READ_BYTES))
+        self._recv = sock.recv
+        self._readable: Callable[[], object] = self._first_readable
         self._core: Core | None = None
         self._closed = False
+        self._all_read = False  # and nothing has run since
         self._reading = threading.Lock()  # over the socket's reading end: a thread that waits for a reply reads as well
         self._out: deque[frames.Buffer] = deque()
         self._lock = threading.Lock()  # over the socket's writing end: the pulse's thread flushes as well
@@ -74,35 +80,41 @@ class Server:
         Raises:
             OSError: the other end is gone.
         """
-        self._waiting.extend(received)
+        waiting = self._waiting
+        waiting.extend(received)
         step = self._next_batch if self._batches else self._next_one
-        now = time.monotonic()
+        began: float | None = None  # the clock is read only where several wait: an answer to one leaves at once
         while True:
-            if not self._waiting:
+            if not waiting:
                 self.flush()
                 if not self._receive():
                     return
-                now = time.monotonic()
-            elif self._waiting[0][0][0] != frames.REQUEST:
+                began = None
+                if len(waiting) > 1:
+                    began = self._flushed_s = time.monotonic()
+            elif waiting[0][0][0] == frames.REQUEST:
+                step()
+                if waiting:
+                    began = self._pace(began)
+            else:
                 self.flush()
-                header, body = self._waiting.popleft()
+                header, body = waiting.popleft()
                 if header[0] == frames.STOP:
                     return
                 self._examine(header, body)
-                now = time.monotonic()
-            else:
-                step()
-                now = self._pace(now)
+                began = None
 
     def close(self) -> None:
         """Ends what `serve` leaves behind."""
 
-    def _pace(self, began: float) -> float:
+    def _pace(self, began: float | None) -> float:
         """Writes what is held when it is held long enough, or when what comes next may take long; returns the time."""
         now = time.monotonic()
-        self._slowest_s = max(now - began, self._slowest_s * 0.99)
-        if now - self._flushed_s > HOLD_S or self._slowest_s > HOLD_S:
+        if began is not None:
+            self._slowest_s = max(now - began, self._slowest_s * 0.99)
+        if began is None or now - self._flushed_s > HOLD_S or self._slowest_s > HOLD_S:
             self.flush()
+            self._flushed_s = now
         return now
 
     def _examine(self, header: list[Any], body: bytes) -> None:
@@ -112,35 +124,52 @@ class Server:
         self._send(health.answer(header, body, self._models))
         self.flush()
 
-    def _receive(self, flags: int = 0) -> int:
-        """Reads what has come, or comes next; 0 at the end of the stream."""
+    def _receive(self, flags: int = 0) -> bool:
+        """Reads what has come, or comes next; False at the end of the stream."""
         with self._reading:
             if self._waiting and not flags:  # another thread has read it
-                return 1
-            return self._take(self._read(flags))
+                return True
+            found = self._read(flags)
+            if self._core is not None or found is None:
+                return self._take(found)
+            self._waiting += found
+            return True
 
     def _read(self, flags: int = 0) -> list[frames.Frame] | None:
         """What one read gives; None: the stream has ended."""
-        if self._reader.missing:
+        reader = self._reader
+        if reader.missing:
             keep_freed()
-            return self._reader.receive_large(self._sock, flags)
-        size = self._sock.recv_into(self._view, 0, flags)
-        return self._reader.feed(self._view[:size]) if size else None
+            return reader.receive_large(self._sock, flags)
+        if not flags:
+            self._readable()
+        data = self._recv(READ_BYTES, flags)
+        if self._batches:
+            self._all_read = len(data) < READ_BYTES
+        return reader.feed(data) if data else None
 
-    def _take(self, found: list[frames.Frame] | None) -> int:
-        """Puts what was read where it is waited for."""
+    def _first_readable(self) -> None:
+        """Waits until there is something to read, as `_readable` does from then on.
+
+        A read that waited would be woken each time the agent takes an answer out of the socket as well: two switches to
+        this process for a request that comes alone. Who polls is woken by what it polls for.
+        """
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        self._readable = poll.poll
+        poll.poll()
+
+    def _take(self, found: list[frames.Frame] | None) -> bool:
+        """Puts what was read where it is waited for; False at the end of the stream."""
         if found is None:
             self._closed = True
-            return 0
-        if self._core is None:
-            self._waiting += found
-            return 1
+            return False
         for frame in found:
-            if frame[0][0] == frames.REPLY:
+            if self._core is not None and frame[0][0] == frames.REPLY:
                 self._core.replied(*frame)
             else:
                 self._waiting.append(frame)
-        return 1
+        return True
 
     # -- calls to the agent -----------------------------------------------------------------------------------------
 
@@ -169,8 +198,12 @@ class Server:
 
     def flush(self) -> None:
         """Writes all answers that are held, in one call."""
+        out = self._out
         with self._lock:
-            self._flush()
+            if len(out) == 1:  # what comes alone, with its body in the same buffer
+                self._sock.sendall(out.popleft())
+            else:
+                self._flush()
 
     def flush_if_free(self) -> None:
         """The same from another thread, unless this one is writing just now."""
@@ -181,9 +214,9 @@ class Server:
                 self._lock.release()
 
     def _flush(self) -> None:
-        self._flushed_s = time.monotonic()
-        if held := len(self._out):  # whole frames: `extend` adds one in a single step of the interpreter
-            frames.send_all(self._sock, [self._out.popleft() for _ in range(held)])
+        out = self._out
+        if held := len(out):  # whole frames: `extend` adds one in a single step of the interpreter
+            frames.send_all(self._sock, [out.popleft() for _ in range(held)])
 
     def _send(self, frame: list[frames.Buffer]) -> None:
         self._out.extend(frame)
@@ -191,33 +224,15 @@ class Server:
     # -- one at a time ----------------------------------------------------------------------------------------------
 
     def _next_one(self) -> None:
-        call = self._opened(self._waiting.popleft())
-        if call is not None:
-            self._run(call, self._code.handler)
-
-    def _run(self, call: Call, handler: Callable[..., Any] | None) -> None:
-        assert handler is not None
-        context = self._context(call)
+        calls = self.calls
+        call = calls.received(self._waiting.popleft())
+        if call.refused is not None:
+            self._fail(call, call.refused)
+            return
         try:
-            self._answer(call, handler(call.event, context))
+            self._out.extend(calls.answer(call, self._handler(call.event, call)))
         except BaseException as error:  # SystemExit too: a request never ends the worker
             self._fail(call, error)
-
-    def _context(self, call: Call) -> Context:
-        config = self._config
-        call.context = Context(
-            config.function,
-            call.request,
-            call.topic,
-            self._models,
-            config.deployment,
-            call.kind,
-            config.state_dir,
-            self._secrets,
-            self._asker,
-            call.n,
-        )
-        return call.context
 
     def _asker(self, call: Context) -> Asker:
         from functions.asking import Asker  # only where it is used
@@ -227,15 +242,10 @@ class Server:
     def _opened(self, frame: frames.Frame) -> Call | None:
         """The request with its event decoded; None where that failed and is answered."""
         call = self.calls.received(frame)
-        try:
-            self.calls.decode(call, frame[1])
-        except BaseException as error:
-            self._fail(call, error)
+        if call.refused is not None:
+            self._fail(call, call.refused)
             return None
         return call
-
-    def _answer(self, call: Call, result: Any) -> None:
-        self._send(self.calls.answer(call, result))
 
     def _fail(self, call: Call, error: BaseException) -> None:
         self._send(self.calls.failure(call, error))
@@ -243,26 +253,37 @@ class Server:
     # -- several at once --------------------------------------------------------------------------------------------
 
     def _next_batch(self) -> None:
+        if self._alike and self._all_read and len(self._waiting) == 1:
+            self._all_read = False
+            self._next_one()
+            return
         calls = self._gathered()
         if not calls:
             return
         handler = self._code.batch_handler
         assert handler is not None
-        contexts = [self._context(call) for call in calls]
         try:
-            results = handler([call.event for call in calls], contexts)
+            results = handler([call.event for call in calls], calls)
         except BaseException as error:
             if len(calls) == 1:
                 self._fail(calls[0], error)
                 return
             for call in calls:  # one bad request does not fail the others
-                self._run(call, self._code.handler or self._single)
+                self._run_again(call)
             return
         if not isinstance(results, (list, tuple)) or len(results) != len(calls):
             self._mismatch(calls, results)
             return
         for call, result in zip(calls, results, strict=True):
             self._settle(call, result)
+
+    def _run_again(self, call: Call) -> None:
+        """Runs one request of a batch that failed by itself; what it published and kept there does not count."""
+        call.published = call.kept = None
+        try:
+            self._send(self.calls.answer(call, self._handler(call.event, call)))
+        except BaseException as error:
+            self._fail(call, error)
 
     def _single(self, event: Any, context: Context) -> Any:
         assert self._code.batch_handler is not None
@@ -276,7 +297,7 @@ class Server:
             self._fail(call, result)
             return
         try:
-            self._answer(call, result)
+            self._send(self.calls.answer(call, result))
         except BaseException as error:
             self._fail(call, error)
 
@@ -289,16 +310,18 @@ class Server:
     def _gathered(self) -> list[Call]:
         """Up to `max_batch` requests of what waits, waiting for more as long as the batch may."""
         waiting, most = self._waiting, self.max_batch
-        deadline = time.monotonic() + self._config.max_delay_s
+        delay_s = self._config.max_delay_s
+        deadline = time.monotonic() + delay_s if delay_s else 0.0
         calls: list[Call] = []
         while len(calls) < most:
-            if not waiting and not self._more(deadline):
+            if not waiting and ((self._all_read and not delay_s) or not self._more(deadline)):
                 break
             if waiting[0][0][0] != frames.REQUEST:
                 break
             call = self._opened(waiting.popleft())
             if call is not None:
                 calls.append(call)
+        self._all_read = False
         return calls
 
     def _more(self, deadline: float) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from functions import frames
 from functions.calls import Call
@@ -32,8 +32,6 @@ class AsyncServer(Server):
         self, sock: socket.socket, reader: frames.FrameReader, config: Config, code: Code, models: Mapping[str, Model]
     ) -> None:
         super().__init__(sock, reader, config, code, models)
-        assert code.handler is not None
-        self._handler: Callable[..., Any] = code.handler
         self.max_batch = config.concurrency
         self._loop = asyncio.new_event_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -79,13 +77,13 @@ class AsyncServer(Server):
 
     def _on_readable(self) -> None:
         try:
-            size = self._receive(socket.MSG_DONTWAIT)
+            there = self._receive(socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError as error:
             self._end(error)
             return
-        if size:
+        if there:
             self._advance()
         else:
             self._end()
@@ -129,13 +127,12 @@ class AsyncServer(Server):
             call.timer = self._loop.call_later(self._config.timeout_s, self._late, task)
 
     async def _handle(self, call: Call) -> None:
-        context = self._context(call)
         try:
-            result = self._handler(call.event, context)
+            result = self._handler(call.event, call)
             if hasattr(result, "__await__"):
                 result = await result
             if not call.settled:
-                self._answer(call, result)
+                self._send(self.calls.answer(call, result))
         except BaseException as error:  # SystemExit too: a request never ends the worker
             if not call.settled:
                 self._fail(call, error)

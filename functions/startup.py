@@ -176,7 +176,7 @@ def _endpoint(settings: config.Config, models: dict[str, Model]) -> loading.Code
     [resource] = models
     version = next((model.version for model in settings.models if model.id == resource), "")
     endpoint = Endpoint(resource, version, models[resource])
-    return loading.Code(endpoint.handle, endpoint.handle_batch if endpoint.can_batch else None)
+    return loading.Code(endpoint.handle, endpoint.handle_batch if endpoint.can_batch else None, alike=True)
 
 
 def _described(models: dict[str, Model]) -> list[dict[str, Any]]:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     import socket
 
     from functions.runtimes.base import Model
+    from functions.sdk import Given
     from functions.stand_in import StandIn
 
 __all__ = [
@@ -189,7 +190,6 @@ class Function:
         self._timeout_s = timeout_s
         self._default_type = JSON if encoding == "json" else MSGPACK if code is None else BINARY
         self._wire = _Wire()
-        self._calls = _Calls(settings)
         self._asked = 0
         try:
             self._server, _ = startup.prepared(
@@ -198,7 +198,7 @@ class Function:
         except BaseException:
             self._forget()
             raise
-        self._server.calls = self._calls
+        self._calls = self._server.calls = _Calls(settings, self._server.calls.given)
 
     def ask(self, event: Any, *, topic: str = "test", content_type: str | None = None, id: str | None = None) -> Answer:
         """Runs one request.
@@ -294,6 +294,9 @@ class _Wire:
     def __init__(self) -> None:
         self._written = bytearray()
 
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        raise AssertionError("what is asked ends with a STOP")
+
     def sendall(self, data: bytes) -> None:
         self._written += data
 
@@ -312,8 +315,8 @@ class _Wire:
 class _Calls(Calls):
     """Remembers what was raised, which the wire makes a text of, and how long each request took."""
 
-    def __init__(self, settings: config.Config) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: config.Config, given: Given) -> None:
+        super().__init__(settings, given)
         self.asked: dict[int, tuple[str, bytes]] = {}
         self.raised: dict[int, BaseException] = {}
         self.seconds: dict[int, float] = {}

@@ -53,7 +53,6 @@ class LambdaServer(Server):
         self._core = self._lambda_core = LambdaCore(self._send_now, self._secrets)
         self._announce = announce
         self._end = end
-        self._handler: Callable[..., Any] = self._not_yet
         self._inbox: queue.SimpleQueue[frames.Frame | None] = queue.SimpleQueue()
         self._gate = threading.Lock()  # over what follows, which tells whether the top level has returned
         self._importing = True
@@ -174,15 +173,15 @@ class LambdaServer(Server):
             self._end(0)  # the agent is gone
         self._inbox.put(END_OF_STREAM)
 
-    def _receive(self, flags: int = 0) -> int:
+    def _receive(self, flags: int = 0) -> bool:
         try:
             frame = self._inbox.get(block=not flags)
         except queue.Empty:
             raise BlockingIOError from None
         if frame is END_OF_STREAM:
-            return 0
+            return False
         self._waiting.append(frame)
-        return 1
+        return True
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -200,14 +199,20 @@ class LambdaServer(Server):
 
     # -- serving ------------------------------------------------------------------------------------------------------
 
-    def _opened(self, frame: frames.Frame) -> Call | None:
-        if frame[1]:
-            return super()._opened(frame)
+    def _next_one(self) -> None:
+        frame = self._waiting.popleft()
+        call = self._opened(frame) if frame[1] else self._opened_empty(frame)
+        if call is not None:
+            self._run(call)
+
+    def _opened_empty(self, frame: frames.Frame) -> Call:
+        """An invocation without a payload."""
         call = self.calls.received(frame)
-        call.event = b"" if call.kind == payload.BINARY else None  # an invocation without a payload
+        call.refused = None
+        call.event = b"" if call.content_type == payload.BINARY else None
         return call
 
-    def _run(self, call: Call, handler: Callable[..., Any] | None) -> None:
+    def _run(self, call: Call) -> None:
         self._lambda_core.serving(call.n)
         try:
             context = LambdaContext(self._config, call.request, call.topic, call.client_context)
@@ -223,11 +228,11 @@ class LambdaServer(Server):
         if not waited_for and (result is None or not self._config.captured):
             return frames.pack([frames.RESULT, call.n, call.request, call.reply_to, [], None])
         if result is None and call.client_context is None:
-            kind = call.kind if call.kind == payload.MSGPACK else payload.JSON
+            kind = call.content_type if call.content_type == payload.MSGPACK else payload.JSON
             content_type, body = payload.encode({"meta": {"request": call.request}}, kind)
             answer = [content_type, len(body)]
         else:
-            content_type, body = payload.encode(result, call.kind)
+            content_type, body = payload.encode(result, call.content_type)
             answer = [content_type, len(body), True]
         return frames.pack([frames.RESULT, call.n, call.request, call.reply_to, [], answer], body)
 

@@ -10,7 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 else:
     Array = np.ndarray
 STRING = "string"
+_ndarray: Final = np.ndarray
+_asarray: Final = np.asarray
+_OBJECT: Final = np.dtype(object)
+_DOUBLE: Final = np.dtype(np.float64)
+_FLOATS: Final = frozenset(np.dtype(each) for each in (np.float16, np.float32, np.float64))
 
 
 class TensorSpec(NamedTuple):
@@ -59,6 +64,21 @@ class ModelRunError(RequestError):
         super().__init__("MODEL_FAILED", message)
 
 
+class _Expected:
+    """What an input must be.
+
+    Attributes:
+        seen: the last shape that fitted: nearly always the next one's, which then need not be looked at.
+    """
+
+    __slots__ = ("dtype", "seen", "spec")
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.spec = spec
+        self.dtype = _dtype(spec)
+        self.seen: tuple[int, ...] | None = None
+
+
 class Model(ABC):
     """A loaded model. `predict` may be called from several threads: where the library cannot, they wait for each other.
 
@@ -75,7 +95,8 @@ class Model(ABC):
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
-        self._expected = {spec.name: (spec, _dtype(spec), *_quick_shape(spec)) for spec in inputs}
+        self._expected = {spec.name: _Expected(spec) for spec in inputs}
+        self._wanted = list(self._expected.items())
         self._lock = None if self.thread_safe else threading.Lock()
 
     def predict(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
@@ -87,15 +108,19 @@ class Model(ABC):
             ModelInputError: an unknown or missing input, a wrong shape, or values that its type cannot hold.
             ModelRunError: the runtime failed.
         """
-        if inputs.keys() != self._expected.keys():
+        if len(inputs) != len(self._wanted):
             raise _wrong_names(inputs, self._expected)
         arrays: dict[str, Array] = {}
-        for name, (spec, dtype, first, sizes) in self._expected.items():
+        for name, expected in self._wanted:
+            if name not in inputs:
+                raise _wrong_names(inputs, self._expected)
             value = inputs[name]
-            if not (type(value) is np.ndarray and value.dtype == dtype):
-                value = converted(value, name, dtype)
-            if value.shape[first:] != sizes or value.ndim != len(spec.shape):
-                _check_shape(value, spec)
+            if type(value) is not _ndarray or value.dtype != expected.dtype:
+                value = converted(value, name, expected.dtype)
+            shape = value.shape
+            if shape != expected.seen:
+                _check_shape(value, expected.spec)
+                expected.seen = shape
             arrays[name] = value
         if self._lock is None:
             return self._run(arrays)
@@ -123,12 +148,6 @@ def _blank(spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     return np.full(shape, "", object) if spec.dtype == STRING else np.zeros(shape, _dtype(spec))
 
 
-def _quick_shape(spec: TensorSpec) -> tuple[int, tuple[int | None, ...]]:
-    """Where the fixed sizes begin, and these, for one quick comparison: most models' batch size alone is free."""
-    first = 1 if spec.shape[:1] == (None,) else 0
-    return first, spec.shape[first:]
-
-
 def _wrong_names(inputs: Mapping[str, Any], expected: Mapping[str, Any]) -> ModelInputError:
     wrong = [f'"{name}" is missing' for name in expected if name not in inputs]
     wrong += [f'"{name}" is unknown' for name in inputs if name not in expected]
@@ -154,12 +173,12 @@ def converted(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
     Raises:
         ModelInputError: it cannot be.
     """
-    text = dtype.kind == "O"
+    text = dtype is _OBJECT
     try:
-        array = np.asarray(value, dtype=object) if text else np.asarray(value)
+        array = _asarray(value, dtype=object) if text else _asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
         raise ModelInputError(f'Input "{name}" is no array: {error}.') from None
-    if array.dtype.kind == dtype.kind == "f":  # nearly always
+    if array.dtype is _DOUBLE and dtype in _FLOATS:  # nearly always
         return array.astype(dtype)
     if text and all(isinstance(item, str) for item in array.flat):
         return array

@@ -49,9 +49,10 @@ class OnnxModel(Model):
 
     def _run(self, arrays: dict[str, Array]) -> dict[str, Array]:
         try:
-            return dict(zip(self._names, self._predict(self._names, arrays, None), strict=True))
+            outputs = self._predict(self._names, arrays, None)
         except Exception as error:  # its own exception classes have no common base
             raise ModelRunError(f"ONNX Runtime: {first_line(error)}") from error
+        return dict(zip(self._names, outputs, strict=True))
 
     def close(self) -> None:
         self._predict = None
