@@ -173,13 +173,10 @@ class _Selector(selectors.BaseSelector):
         """asyncio's events; returns without any where the time is up or a reader asked something of the loop."""
         self.asked = False
         until = None if timeout is None else monotonic() + timeout
-        turn, readers = self.turn, self._readers
+        turn, readers, poll = self.turn, self._readers, self._epoll.poll
+        found: list[tuple[selectors.SelectorKey, int]] = []
         while True:
-            try:
-                events = self._epoll.poll(timeout)
-            except InterruptedError:
-                return []
-            found: list[tuple[selectors.SelectorKey, int]] = []
+            events = poll(timeout)
             turn.reading = True
             for descriptor, event in events:
                 read = readers.get(descriptor)

@@ -19,7 +19,6 @@ class Origin:
     deployment: str | None
 
 
-@dataclass(slots=True, eq=False)
 class Request:
     """One event for one function.
 
@@ -34,20 +33,36 @@ class Request:
         client_context: base64 of JSON, or empty, where another function invokes this one; else None.
     """
 
-    function: str
-    topic: str
-    payload: bytes
-    content_type: str | None
-    id: str
-    settle: Callable[[Request, Answer | Failure], None]
-    wants_answer: bool = False
-    expires_s: float | None = None
-    context: Any = None
-    tries: int = 0
-    sent_s: float = 0.0
+    # Most requests never set these, and so need not when they are made.
+    tries = 0
+    sent_s = 0.0
     client_context: str | None = None
-    admitted: bool = False
-    hops: int = 0
+    hops = 0
+
+    def __init__(
+        self,
+        function: str,
+        topic: str,
+        payload: bytes,
+        content_type: str | None,
+        id: str,
+        settle: Callable[[Request, Answer | Failure], None],
+        wants_answer: bool = False,
+        expires_s: float | None = None,
+        context: Any = None,
+        *,
+        admitted: bool = False,
+    ) -> None:
+        self.function = function
+        self.topic = topic
+        self.payload = payload
+        self.content_type = content_type
+        self.id = id
+        self.settle = settle
+        self.wants_answer = wants_answer
+        self.expires_s = expires_s
+        self.context = context
+        self.admitted = admitted
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,8 +61,10 @@ class Wire:
         Raises:
             frames.FrameError: the body is larger than any MQTT packet.
         """
-        size = len(body)
-        self._out += frames.pack(header, body)
+        head, size = frames.pack_header(header), len(body)
+        if size > frames.MAX_BODY_BYTES:
+            raise frames.FrameError(f"a message of {size} bytes is beyond MQTT's limit of {frames.MAX_BODY_BYTES}")
+        self._out += (frames.pack_prefix(len(head), size) + head, body)
         self._held += size
         if not self._flushing and not self._blocked:
             self._flushing = True

@@ -92,7 +92,10 @@ class Outcomes:
         else:
             assert isinstance(outcome, Failure)
             self.report(request, outcome)
-        self._deliveries.release(delivery)
+        if delivery.open > 1:  # nearly always: for what was just sent
+            delivery.open -= 1
+        else:
+            self._deliveries.release(delivery)
 
     def _carry_on(self, request: Request, answer: Answer, delivery: Delivery) -> None:
         if not request.hops and answer.request_id != delivery.key:
