@@ -13,8 +13,6 @@ from functions.sdk import AS_IT_IS, Context, Given, Kept, Result
 
 MAX_TEXT: Final = 1024  # characters of an id or topic that a payload names; an MQTT string has 65,535 bytes at most
 _MAX_KINDS: Final = 64  # content types that are remembered; senders choose them
-_pack_header: Final = frames.pack_header
-_pack_prefix: Final = frames.pack_prefix
 _META: Final = b',"meta":{"request":'
 
 
@@ -125,24 +123,26 @@ class Calls:
         Raises:
             RequestError: RESULT_NOT_ENCODABLE.
         """
-        if type(result) is not dict or call.content_type != payload.JSON or call.published or call.kept:
+        if (
+            type(result) is not dict
+            or call.content_type != payload.JSON
+            or not result
+            or ("meta" in result and self._meta)
+            or call.reply_to is not None
+            or call.published
+            or call.kept
+        ):
             return self._answer(call, result)
         try:
             body = payload.quick_dumps(result)
-            if b"null" in body:
-                return self._answer(call, result)
             if self._meta:
-                if not result or "meta" in result:
-                    return self._answer(call, result)
                 body = b"".join((body[:-1], _META, payload.quick_dumps(call.request), self._meta_end))
+            request = call.request.encode()
         except (TypeError, ValueError, OverflowError, RecursionError):
             return self._answer(call, result)
-        size = len(body)
-        header = [frames.RESULT, call.n, call.request, call.reply_to, [[None, payload.JSON, size]], None]
-        if size > frames.JOINED_BYTES:
-            return frames.pack(header, body)
-        head = _pack_header(header)
-        return [b"".join((_pack_prefix(len(head), size), head, body))]
+        if b"null" in body or len(request) > frames.MAX_SHORT_TEXT or len(body) > frames.JOINED_BYTES:
+            return self._answer(call, result)
+        return [frames.pack_json_result(call.n, request, body)]
 
     def _answer(self, call: Call, result: Any) -> list[frames.Buffer]:
         """Any RESULT frame, whatever is in it."""

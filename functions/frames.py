@@ -55,9 +55,18 @@ class FrameError(ValueError):
 
 
 # Made once: three times faster than `msgpack.packb`. Only one thread of a process packs frames.
-pack_header: Final = msgpack.Packer().pack
-pack_prefix: Final = PREFIX.pack
+_pack_header: Final = msgpack.Packer().pack
+_pack_prefix: Final = PREFIX.pack
 _prefix: Final = PREFIX.unpack_from
+# A RESULT's header in msgpack's own terms, see `pack_json_result`.
+MAX_SHORT_TEXT: Final = 255
+_ARRAY_6_RESULT: Final = b"\x96\x0c\xcf"  # an array of six, RESULT, and a whole number in eight bytes follows
+_TEXT: Final = 0xD9  # a text with its length in one byte
+_NIL: Final = 0xC0
+_ONE_JSON_OUTPUT: Final = b"\xc0\x91\x93\xc0\xb0application/json\xce"
+_result_lead: Final = struct.Struct(">3sQBB").pack
+_result_tail: Final = struct.Struct(f">{len(_ONE_JSON_OUTPUT)}sIB").pack
+_RESULT_BYTES: Final = struct.calcsize(">3sQBB") + struct.calcsize(f">{len(_ONE_JSON_OUTPUT)}sIB")
 _unpack: Final = msgpack.unpackb
 
 
@@ -67,11 +76,29 @@ def pack(header: Sequence[Any], *buffers: Buffer) -> list[Buffer]:
     Raises:
         FrameError: the buffers together are larger than any MQTT packet.
     """
-    head = pack_header(header)
+    head = _pack_header(header)
     body = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
     if body > MAX_BODY_BYTES:
         raise FrameError(f"a message of {body} bytes is beyond MQTT's limit of {MAX_BODY_BYTES}")
-    return [pack_prefix(len(head), body) + head, *buffers]
+    return [_pack_prefix(len(head), body) + head, *buffers]
+
+
+def pack_json_result(n: int, request: bytes, body: bytes) -> bytes:
+    """The RESULT of one object as JSON on no topic of its own, for which no answer is asked.
+
+    What ``pack([RESULT, n, request, None, [[None, "application/json", len(body)]], None], body)`` joins to, but for
+    whole numbers in more bytes than they need. Most results are of this kind, and msgpack's code, which by then is
+    rarely in the processor's caches, took 5 us of a request that comes alone.
+
+    Args:
+        request: the request's id, up to `MAX_SHORT_TEXT` bytes.
+    """
+    short, size = len(request), len(body)
+    head = _RESULT_BYTES + short
+    return b"".join((
+        _pack_prefix(head, size), _result_lead(_ARRAY_6_RESULT, n, _TEXT, short), request,
+        _result_tail(_ONE_JSON_OUTPUT, size, _NIL), body,
+    ))  # fmt: skip
 
 
 def pack_call(n: int, operation: str, arguments: Mapping[str, Any], during: int, body: bytes) -> bytes:

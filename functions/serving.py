@@ -86,8 +86,7 @@ class Server:
         began: float | None = None  # the clock is read only where several wait: an answer to one leaves at once
         while True:
             if not waiting:
-                self.flush()
-                if not self._receive():
+                if not self._exchange():
                     return
                 began = None
                 if len(waiting) > 1:
@@ -124,16 +123,36 @@ class Server:
         self._send(health.answer(header, body, self._models))
         self.flush()
 
+    def _exchange(self) -> bool:
+        """Writes what is held, then reads what has come, or comes next; False at the end of the stream.
+
+        What `flush`, `_receive` and `_read` do, in one step of Python for what is between two requests that come alone.
+        """
+        out, reader = self._out, self._reader
+        if len(out) == 1:
+            with self._lock:
+                if out:  # the pulse's thread was not faster
+                    self._sock.sendall(out.popleft())
+        elif out:
+            self.flush()
+        with self._reading:
+            if self._waiting or reader.missing:
+                return bool(self._waiting) or self._take(self._read())
+            self._readable()
+            data = self._recv(READ_BYTES)
+            self._all_read = len(data) < READ_BYTES
+            found = reader.feed(data)
+            if self._core is not None or not data:
+                return self._take(found if data else None)
+            self._waiting += found
+            return True
+
     def _receive(self, flags: int = 0) -> bool:
         """Reads what has come, or comes next; False at the end of the stream."""
         with self._reading:
             if self._waiting and not flags:  # another thread has read it
                 return True
-            found = self._read(flags)
-            if self._core is not None or found is None:
-                return self._take(found)
-            self._waiting += found
-            return True
+            return self._take(self._read(flags))
 
     def _read(self, flags: int = 0) -> list[frames.Frame] | None:
         """What one read gives; None: the stream has ended."""
@@ -144,8 +163,7 @@ class Server:
         if not flags:
             self._readable()
         data = self._recv(READ_BYTES, flags)
-        if self._batches:
-            self._all_read = len(data) < READ_BYTES
+        self._all_read = len(data) < READ_BYTES
         return reader.feed(data) if data else None
 
     def _first_readable(self) -> None:
@@ -198,12 +216,8 @@ class Server:
 
     def flush(self) -> None:
         """Writes all answers that are held, in one call."""
-        out = self._out
         with self._lock:
-            if len(out) == 1:  # what comes alone, with its body in the same buffer
-                self._sock.sendall(out.popleft())
-            else:
-                self._flush()
+            self._flush()
 
     def flush_if_free(self) -> None:
         """The same from another thread, unless this one is writing just now."""

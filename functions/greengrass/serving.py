@@ -173,6 +173,10 @@ class LambdaServer(Server):
             self._end(0)  # the agent is gone
         self._inbox.put(END_OF_STREAM)
 
+    def _exchange(self) -> bool:
+        self.flush()
+        return self._receive()
+
     def _receive(self, flags: int = 0) -> bool:
         try:
             frame = self._inbox.get(block=not flags)

@@ -27,7 +27,7 @@ _ndarray: Final = np.ndarray
 _asarray: Final = np.asarray
 _OBJECT: Final = np.dtype(object)
 _DOUBLE: Final = np.dtype(np.float64)
-_FLOATS: Final = frozenset(np.dtype(each) for each in (np.float16, np.float32, np.float64))
+_SINGLE: Final = np.dtype(np.float32)
 
 
 class TensorSpec(NamedTuple):
@@ -178,7 +178,7 @@ def converted(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
         array = _asarray(value, dtype=object) if text else _asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
         raise ModelInputError(f'Input "{name}" is no array: {error}.') from None
-    if array.dtype is _DOUBLE and dtype in _FLOATS:  # nearly always
+    if array.dtype is _DOUBLE and dtype is _SINGLE:  # nearly always
         return array.astype(dtype)
     if text and all(isinstance(item, str) for item in array.flat):
         return array

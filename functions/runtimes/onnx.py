@@ -52,6 +52,8 @@ class OnnxModel(Model):
             outputs = self._predict(self._names, arrays, None)
         except Exception as error:  # its own exception classes have no common base
             raise ModelRunError(f"ONNX Runtime: {first_line(error)}") from error
+        if len(outputs) == 1:
+            return {self._names[0]: outputs[0]}
         return dict(zip(self._names, outputs, strict=True))
 
     def close(self) -> None:
