@@ -68,7 +68,11 @@ class Wire:
         self._held += size
         if not self._flushing and not self._blocked:
             self._flushing = True
-            self._turn.soon(self._flush)
+            turn = self._turn
+            if turn.reading:
+                turn.due.append(self._flush)
+            else:
+                turn.soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False

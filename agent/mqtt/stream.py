@@ -64,6 +64,7 @@ class PacketStream(asyncio.BufferedProtocol):
         self._wanted = 2
         self._out: list[bytes] = []
         self._flushing = False
+        self._clogged = False  # the transport has what could not be written, or had
         self._ended = False
         self._unanswered = False  # something was read since it last wrote
         self._looking_after = False  # a timer is set for that
@@ -81,7 +82,11 @@ class PacketStream(asyncio.BufferedProtocol):
         self._out.append(packet)
         if not self._flushing:
             self._flushing = True
-            self._turn.soon(self.flush)
+            turn = self._turn
+            if turn.reading:
+                turn.due.append(self.flush)
+            else:
+                turn.soon(self.flush)
 
     def flush(self) -> None:
         """Writes what is queued, in one write."""
@@ -92,22 +97,21 @@ class PacketStream(asyncio.BufferedProtocol):
             data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
             self._out = []
             self._unanswered = False
-            if self._plain is None or self._transport.get_write_buffer_size():
+            plain = self._plain
+            if plain is None or (self._clogged and self._transport.get_write_buffer_size()):
                 self._transport.write(data)
-            else:
-                self._send(self._plain, data)
-
-    def _send(self, plain: socket.socket, data: bytes) -> None:
-        """Writes past the transport; what the kernel does not take is the transport's to keep."""
-        try:
-            sent = plain.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError as error:
-            self.abort(error)
-            return
-        if sent < len(data) and self._transport is not None:
-            self._transport.write(data[sent:])
+                return
+            # Past the transport, which keeps what the kernel does not take.
+            try:
+                sent = plain.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self.abort(error)
+                return
+            self._clogged = sent < len(data)
+            if self._clogged:
+                self._transport.write(data[sent:])
 
     async def drained(self) -> None:
         """Returns when what was written has left for the kernel, but for the last few kilobytes."""
@@ -188,19 +192,6 @@ class PacketStream(asyncio.BufferedProtocol):
         finally:
             self._turn.end()
 
-    def _received(self, data: bytes) -> None:
-        self._unanswered = True
-        if not self._looking_after:
-            self._looking_after = True
-            self._loop.call_later(ACKNOWLEDGE_S, self._acknowledge)
-        try:
-            self._split(data)
-        except MalformedError as error:
-            self.abort(error)
-        except Exception:
-            logger.exception("a packet could not be handled")
-            self.abort(MalformedError("a packet could not be handled"))
-
     def eof_received(self) -> bool:
         return False
 
@@ -227,8 +218,12 @@ class PacketStream(asyncio.BufferedProtocol):
             except OSError:
                 self._socket = None  # closed under us; connection_lost comes
 
-    def _split(self, data: bytes) -> None:
+    def _received(self, data: bytes) -> None:
         """Hands on the packets that are complete with `data`, and keeps the rest."""
+        self._unanswered = True
+        if not self._looking_after:
+            self._looking_after = True
+            self._loop.call_later(ACKNOWLEDGE_S, self._acknowledge)
         if self._parts:
             self._parts.append(data)
             self._held += len(data)
@@ -238,36 +233,43 @@ class PacketStream(asyncio.BufferedProtocol):
             self._parts, self._held = [], 0
         receiver = self._receiver
         at, size = 0, len(data)
-        while receiver is not None:
-            body = at + 2
-            if body > size:
-                self._wanted = 2
-                break
-            length = data[at + 1]
-            if length > 127:
-                if body < size and data[body] < 128:  # most packets are of 128 to 16,383 bytes
-                    length += (data[body] - 1) << 7
-                    body += 1
-                elif size - at < 5 and all(byte > 127 for byte in data[at + 1 :]):
-                    self._wanted = size - at + 1
+        try:
+            while receiver is not None:
+                body = at + 2
+                if body > size:
+                    self._wanted = 2
                     break
+                length = data[at + 1]
+                if length > 127:
+                    if body < size and data[body] < 128:  # most packets are of 128 to 16,383 bytes
+                        length += (data[body] - 1) << 7
+                        body += 1
+                    elif size - at < 5 and all(byte > 127 for byte in data[at + 1 :]):
+                        self._wanted = size - at + 1
+                        break
+                    else:
+                        length, body = _long(data, at + 1, size)
+                end = body + length
+                if end > size:
+                    self._wanted = end - at
+                    break
+                first = data[at]
+                if first & _KIND_AND_TWICE == PUBLISH:
+                    receiver.publish(first, data, body, end)
+                elif first == PUBACK and length == 2:
+                    receiver.puback(data[body] << 8 | data[body + 1], 0)
                 else:
-                    length, body = _long(data, at + 1, size)
-            end = body + length
-            if end > size:
-                self._wanted = end - at
-                break
-            first = data[at]
-            if first & _KIND_AND_TWICE == PUBLISH:
-                receiver.publish(first, data, body, end)
-            elif first == PUBACK and length == 2:
-                receiver.puback(data[body] << 8 | data[body + 1], 0)
-            else:
-                receiver.packet(first, data, body, end)
-            at = end
-            receiver = self._receiver
-        if at < size:
-            self._parts, self._held = [data[at:] if at else data], size - at
+                    receiver.packet(first, data, body, end)
+                at = end
+                receiver = self._receiver
+        except MalformedError as error:
+            self.abort(error)
+        except Exception:
+            logger.exception("a packet could not be handled")
+            self.abort(MalformedError("a packet could not be handled"))
+        else:
+            if at < size and receiver is not None:
+                self._parts, self._held = [data[at:] if at else data], size - at
 
 
 def _long(data: bytes, at: int, end: int) -> tuple[int, int]:

@@ -214,7 +214,10 @@ class Exchange:
         for function in way.functions:
             ready = ready and self._ports.ready(function)
         self._deliveries.begin(delivery, ready=ready)
-        self._run(delivery, way)
+        if len(way.targets) == 1 and way.functions:  # nearly always
+            self._submit(way.functions[0], delivery)
+        else:
+            self._run(delivery, way)
 
     def _run(self, delivery: Delivery, way: Way) -> None:
         """Gives it to all its targets. It is open for each function; without one, until this is done."""
