@@ -13,6 +13,11 @@ from functions.sdk import AS_IT_IS, Context, Given, Kept, Result
 
 MAX_TEXT: Final = 1024  # characters of an id or topic that a payload names; an MQTT string has 65,535 bytes at most
 _MAX_KINDS: Final = 64  # content types that are remembered; senders choose them
+_JSON: Final = payload.JSON
+_dumps, _plain, _OPTION = payload.quick_dumps, payload.plain, payload.OPTION
+_MAX_SHORT_TEXT: Final = frames.MAX_SHORT_TEXT
+_JOINED_BYTES: Final = frames.JOINED_BYTES
+_pack_json_result: Final = frames.pack_json_result
 _META: Final = b',"meta":{"request":'
 
 
@@ -20,24 +25,35 @@ class Call(Context):
     """A request on its way. What its handler may know of it is its `Context`, which is the same object.
 
     Attributes:
-        wanted: whether its sender waits for an answer, result or none.
         event: what the handler gets, once it is decoded.
         reply_to: where its payload wants the answer.
-        client_context: base64 of JSON, or empty, where another function invoked this one; else None.
         refused: why it cannot be served; None: it can.
         settled: whether it is answered while its handler still runs.
         timer: what cancels it in time.
     """
 
-    __slots__ = ("event", "wanted")
+    __slots__ = ("event",)
 
     event: Any
-    wanted: bool
     reply_to: str | None = None
-    client_context: str | None = None
     refused: BaseException | None = None
     settled = False
     timer: Any = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether its sender waits for an answer, result or none."""
+        return bool(self._header[5])
+
+    @property
+    def client_context(self) -> str | None:
+        """Base64 of JSON, or empty, where another function invoked this one; else None."""
+        return self._header[6] if len(self._header) > 6 else None
+
+    def refuse(self, error: BaseException) -> None:
+        """Says why it cannot be served."""
+        self.refused = error
+        self.unusual = True
 
 
 _new_call: Final = Call.__new__  # its attributes are set where they are known: no step of Python for an `__init__`
@@ -67,10 +83,10 @@ class Calls:
         header, body = frame
         call = _new_call(Call)
         call._given = self.given
-        _, call.n, call.topic, content_type, call.request, call.wanted, *invoked = header
-        if invoked:
-            call.client_context = invoked[0]
-        call.content_type, decode = self._kinds.get(content_type) or self._kind(content_type)
+        call._header = header
+        call.request = header[4]
+        call.content_type, decode = self._kinds.get(header[3]) or self._kind(header[3])
+        call.unusual = False
         try:
             event = call.event = decode(body)
             if type(event) is dict and (self._endpoint or "meta" in event):
@@ -78,7 +94,7 @@ class Calls:
         except (ValueError, RecursionError):
             self._read_again(call, body)
         except BaseException as error:
-            call.refused = error
+            call.refuse(error)
         return call
 
     def _kind(self, content_type: str | None) -> tuple[str, Callable[[bytes], Any]]:
@@ -97,7 +113,7 @@ class Calls:
             if type(event) is dict:
                 self._identify(call, event)
         except BaseException as error:
-            call.refused = error
+            call.refuse(error)
 
     def _identify(self, call: Call, event: dict[str, Any]) -> None:
         """The request's own id, ``meta.id`` before the endpoint protocol's, and where it wants its answer.
@@ -112,6 +128,7 @@ class Calls:
             reply_to = meta.get("reply_to")
             if reply_to is not None:
                 call.reply_to = _text("meta.reply_to", reply_to)
+                call.unusual = True
         if own is None and self._endpoint:
             own = event.get("id")
         if own is not None:
@@ -125,24 +142,21 @@ class Calls:
         """
         if (
             type(result) is not dict
-            or call.content_type != payload.JSON
-            or not result
-            or ("meta" in result and self._meta)
-            or call.reply_to is not None
-            or call.published
-            or call.kept
+            or call.unusual
+            or call.content_type != _JSON
+            or (self._meta and ("meta" in result or not result))
         ):
             return self._answer(call, result)
         try:
-            body = payload.quick_dumps(result)
+            body = _dumps(result, _plain, _OPTION)
             if self._meta:
-                body = b"".join((body[:-1], _META, payload.quick_dumps(call.request), self._meta_end))
+                body = b"".join((body[:-1], _META, _dumps(call.request), self._meta_end))
             request = call.request.encode()
         except (TypeError, ValueError, OverflowError, RecursionError):
             return self._answer(call, result)
-        if b"null" in body or len(request) > frames.MAX_SHORT_TEXT or len(body) > frames.JOINED_BYTES:
+        if b"null" in body or len(request) > _MAX_SHORT_TEXT or len(body) > _JOINED_BYTES:
             return self._answer(call, result)
-        return [frames.pack_json_result(call.n, request, body)]
+        return [_pack_json_result(call._header[1], request, body)]
 
     def _answer(self, call: Call, result: Any) -> list[frames.Buffer]:
         """Any RESULT frame, whatever is in it."""

@@ -7,7 +7,6 @@ these.
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable
@@ -48,7 +47,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON can hold of a numpy array or scalar, recognised without importing numpy."""
     to_list = getattr(value, "tolist", None)
     if to_list is None:
@@ -59,7 +58,7 @@ def _plain(value: Any) -> Any:
 _decoder: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 # Without the check for circles json ends in a RecursionError instead, which is caught as well.
 _encoder: Final = json.JSONEncoder(
-    allow_nan=False, check_circular=False, ensure_ascii=False, separators=(",", ":"), default=_plain
+    allow_nan=False, check_circular=False, ensure_ascii=False, separators=(",", ":"), default=plain
 )
 
 
@@ -67,25 +66,22 @@ def _json_loads(body: bytes) -> Any:
     return _decoder.decode(body.decode())
 
 
-def _json_dumps(value: Any) -> bytes:
+def _json_dumps(value: Any, default: Any = None, option: int = 0) -> bytes:
     return _encoder.encode(value).encode()
 
 
 # orjson where the interpreter has it (four times faster); json stays the judge of what is valid. These two are called
 # as they are for the common case, which saves a step of Python for each:
-# - `quick_loads` may refuse with a ValueError what `DECODERS` take;
-# - `quick_dumps` may refuse with a TypeError what `encode` takes, and may write null for NaN.
+# - `quick_loads(body)` may refuse with a ValueError what `DECODERS` take;
+# - `quick_dumps(value, plain, OPTION)` may refuse with a TypeError what `encode` takes, and may write null for NaN.
 quick_loads: Callable[[bytes], Any] = _json_loads
-quick_dumps: Callable[[Any], bytes] = _json_dumps
+quick_dumps: Callable[..., bytes] = _json_dumps
+OPTION = 0
 try:
     import orjson as _orjson
 
-    quick_loads = _orjson.loads
-    quick_dumps = functools.partial(
-        _orjson.dumps,
-        default=_plain,
-        option=_orjson.OPT_SERIALIZE_NUMPY | _orjson.OPT_PASSTHROUGH_DATACLASS | _orjson.OPT_PASSTHROUGH_DATETIME,
-    )
+    quick_loads, quick_dumps = _orjson.loads, _orjson.dumps
+    OPTION = _orjson.OPT_SERIALIZE_NUMPY | _orjson.OPT_PASSTHROUGH_DATACLASS | _orjson.OPT_PASSTHROUGH_DATETIME
 except ImportError:
     pass
 
@@ -108,7 +104,7 @@ def _decode_json(body: bytes) -> Any:
 
 def _dumps(value: Any) -> bytes:
     try:
-        encoded = quick_dumps(value)
+        encoded = quick_dumps(value, plain, OPTION)
     except TypeError:  # keys that are no text, integers beyond 64 bits
         return _json_dumps(value)
     return _json_dumps(value) if b"null" in encoded else encoded

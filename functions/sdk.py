@@ -131,17 +131,16 @@ class Context:
 
     Attributes:
         request: the request's id, as its answer carries it.
-        topic: the topic it came on.
         content_type: how its payload is encoded, ``application/json``, ``application/msgpack`` or
             ``application/octet-stream``; its answer will be too.
         published: what `publish` was given so far.
         kept: what `capture` was given so far.
-        n: the request's number on the worker's connection.
+        unusual: whether there is more to its answer than what the handler returns.
     """
 
-    # A worker makes one for each request: what all requests have in common is one object, and what few of them have is
-    # the class's until it is set.
-    __slots__ = ("__dict__", "_given", "content_type", "n", "request", "topic")
+    # A worker makes one for each request: what all requests have in common is one object, what the agent said of this
+    # one stays in its frame's header, and what few of them have is the class's until it is set.
+    __slots__ = ("__dict__", "_given", "_header", "content_type", "request", "unusual")
 
     published: list[Result] | None = None
     kept: list[Kept] | None = None
@@ -160,10 +159,20 @@ class Context:
         n: int = 0,
     ) -> None:
         self._given = Given(function, models, deployment, state_dir, secrets, asker)
-        self.n = n
+        self._header: list[Any] = [None, n, topic, content_type, request, False]
         self.request = request
-        self.topic = topic
         self.content_type = content_type
+        self.unusual = False
+
+    @property
+    def n(self) -> int:
+        """The request's number on the worker's connection."""
+        return int(self._header[1])
+
+    @property
+    def topic(self) -> str:
+        """The topic it came on."""
+        return str(self._header[2])
 
     @property
     def function(self) -> str:
@@ -225,6 +234,7 @@ class Context:
         """
         if self.published is None:
             self.published = []
+            self.unusual = True
         self.published.append(Result(topic, payload, content_type))
 
     def publish_now(self, topic: str, payload: Any, content_type: str | None = None) -> None:
@@ -284,6 +294,7 @@ class Context:
             raise ValueError(f"a sample's reason is a text of 1 to {MAX_REASON} printable characters")
         if self.kept is None:
             self.kept = []
+            self.unusual = True
         self.kept.append(Kept(reason, input, output))
 
     @property

@@ -128,24 +128,31 @@ class Server:
 
         What `flush`, `_receive` and `_read` do, in one step of Python for what is between two requests that come alone.
         """
-        out, reader = self._out, self._reader
-        if len(out) == 1:
-            with self._lock:
-                if out:  # the pulse's thread was not faster
+        # Locks by their methods: a `with` costs 0.1 us more of each, warm.
+        out, reader, waiting = self._out, self._reader, self._waiting
+        if out:
+            self._lock.acquire()
+            try:
+                if len(out) == 1:
                     self._sock.sendall(out.popleft())
-        elif out:
-            self.flush()
-        with self._reading:
-            if self._waiting or reader.missing:
-                return bool(self._waiting) or self._take(self._read())
+                else:
+                    self._flush()
+            finally:
+                self._lock.release()
+        self._reading.acquire()
+        try:
+            if waiting or reader.missing:
+                return bool(waiting) or self._take(self._read())
             self._readable()
             data = self._recv(READ_BYTES)
             self._all_read = len(data) < READ_BYTES
             found = reader.feed(data)
             if self._core is not None or not data:
                 return self._take(found if data else None)
-            self._waiting += found
+            waiting += found
             return True
+        finally:
+            self._reading.release()
 
     def _receive(self, flags: int = 0) -> bool:
         """Reads what has come, or comes next; False at the end of the stream."""
@@ -240,7 +247,7 @@ class Server:
     def _next_one(self) -> None:
         calls = self.calls
         call = calls.received(self._waiting.popleft())
-        if call.refused is not None:
+        if call.unusual and call.refused is not None:
             self._fail(call, call.refused)
             return
         try:

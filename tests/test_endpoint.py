@@ -15,7 +15,7 @@ from worker_kit import MSGPACK, WorkerChild, by_hand, function_config, model_con
 from agent.demo.formats import write_neo, write_onnx
 from functions.endpoint import DATATYPES, Endpoint
 from functions.errors import RequestError
-from functions.runtimes.base import Model, TensorSpec
+from functions.runtimes.base import Model, ModelInputError, TensorSpec
 from functions.sdk import Context
 
 LAYERS = network()
@@ -201,6 +201,22 @@ class Same(Model):
     def _run(self, arrays):
         self.calls += 1
         return {"y": arrays["x"]}
+
+
+def test_every_shape_is_looked_at_whatever_came_before():
+    model = Same("float32")
+    for shape, fits in [((1, 2), True), ((1, 3), False), ((4, 2), True), ((2,), False), ((1, 2), True)]:
+        if fits:
+            assert model.predict({"x": np.zeros(shape, np.float32)})["y"].shape == shape
+        else:
+            with pytest.raises(ModelInputError, match="takes"):
+                model.predict({"x": np.zeros(shape, np.float32)})
+
+
+@pytest.mark.parametrize("wrong", [{}, {"y": [[1.0, 2.0]]}, {"x": [[1.0, 2.0]], "y": 1}])
+def test_the_names_of_the_inputs_must_be_the_models(wrong):
+    with pytest.raises(ModelInputError, match=r"inputs are x: .*(missing|unknown)"):
+        Same("float32").predict(wrong)
 
 
 @pytest.mark.parametrize(("datatype", "dtype"), DATATYPES.items())

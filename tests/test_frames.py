@@ -49,6 +49,13 @@ def test_large_bodies_are_the_same_however_they_are_read(sent, cuts, waits):
     assert got == [(list(header), body) for header, body in sent]
 
 
+@given(st.integers(0, 2**64 - 1), st.text(max_size=63), st.binary(max_size=300))
+def test_a_plain_result_is_what_msgpack_makes_of_it(n, request, body):
+    made = frames.pack_json_result(n, request.encode(), body)
+    header = [frames.RESULT, n, request, None, [[None, "application/json", len(body)]], None]
+    assert frames.FrameReader().feed(made) == [(header, body)]
+
+
 def _waiting(sock: socket.socket) -> bytes:
     try:
         return sock.recv(1 << 20, socket.MSG_DONTWAIT)

@@ -33,8 +33,10 @@ from worker_kit import (
 )
 
 import functions
-from functions import frames, payload
+from functions import config, frames, payload
+from functions.calls import Calls
 from functions.errors import RequestError
+from functions.sdk import Given
 
 
 def worker(tmp_path: Path, source: str, *, config: dict | None = None, siblings: dict | None = None, **more):
@@ -378,6 +380,35 @@ def test_orjson_writes_what_json_writes(value):
         assert json.loads(one) == json.loads(other)
 
 
+IDS = st.text(min_size=1, max_size=300).filter(str.isprintable) | st.sampled_from(["null", '"', "x" * 256])
+
+
+@given(st.dictionaries(st.text() | st.just("meta") | st.integers(), VALUES, max_size=4), IDS, st.booleans())
+def test_the_short_way_to_a_result_gives_what_the_long_one_gives(result, request_id, with_meta):
+    model = {"id": "net", "path": "/", "version": "sha256:00"}
+    settings = config.read(function_config(meta=with_meta, model="net", models=[model], state_dir="/"))
+    calls = Calls(settings, Given("test"))
+    call = calls.received(([frames.REQUEST, 7, "t", None, request_id, False], b"{}"))
+
+    def made(way):
+        [(header, body)] = frames.FrameReader().feed(b"".join(way(call, result)))
+        return (
+            header[:4],
+            [output[:2] for output in header[4]],
+            header[5:],
+            json.loads(body),
+            len(body) == header[4][0][2],
+        )
+
+    def or_code(way):
+        try:
+            return made(way)
+        except RequestError as error:
+            return error.code
+
+    assert or_code(calls.answer) == or_code(calls._answer)
+
+
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode) | VALUES.map(lambda v: json.dumps(v).encode()))
 def test_any_bytes_are_json_to_both_or_to_neither(body):
     pytest.importorskip("orjson")
@@ -441,6 +472,40 @@ def test_a_batch_takes_what_waits_and_no_more_than_it_may(tmp_path):
         assert [g["i"] for g in got] == list(range(10))
         assert [g["size"] for g in got] == [4] * 8 + [2] * 2
         assert child.process.wait(DEADLINE_S) == 0
+
+
+def test_one_that_comes_alone_is_a_batch_too_and_so_are_those_after_it(tmp_path):
+    source = "def batch_handler(events, contexts): return [len(events)] * len(events)\n"
+    with worker(tmp_path, source, config={"batch": {"max_size": 8}}) as child:
+        child.ready()
+        assert child.ask(0).json == 1
+        child.send(*(child.request_frame(n) for n in range(3)))
+        assert [child.outcome().json for _ in range(3)] == [3, 3, 3]
+        assert child.ask(0).json == 1
+
+
+def test_a_woken_worker_was_woken_for_a_request(tmp_path):
+    """Taking an answer out of the socket does not wake who waits at its other end for the next request."""
+    with worker(tmp_path, ECHO) as child:
+        child.ready()
+        child.ask(0)
+        before = switches(child.process.pid)
+        for n in range(200):
+            child.send(child.request_frame(n))
+            until(lambda: asleep(child.process.pid))  # it has answered, and waits for the next
+            child.outcome()
+            until(lambda: asleep(child.process.pid))
+        assert switches(child.process.pid) - before < 300
+
+
+def switches(pid: int) -> int:
+    """How often the process's main thread gave up the processor by itself."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+
+def asleep(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def test_a_batch_waits_for_more_where_it_is_told_to(tmp_path):
