@@ -14,7 +14,7 @@ from agent.values import dataclass
 LINKS = ("local", "cloud")
 FUNCTION = "function:"
 SHADOWS = "GGShadowService"  # V1's name for the core's own store of shadows
-CACHED_ROUTES = 8192  # topics seen lately; a core with more topics than that pays the trie's walk
+CACHED_ROUTES = 32_768  # topics seen lately, of messages and of results; with more than that, each pays the trie's walk
 
 
 @lru_cache(maxsize=1024)
