@@ -1,6 +1,7 @@
 """From a message's bytes to an event and from a result to a message's bytes: JSON, msgpack or bytes as they are.
 
-JSON is strict both ways: NaN and infinities are refused, because no other JSON reader takes them. An array in msgpack
+JSON is strict both ways: NaN and infinities are refused, because no other JSON reader takes them. Where orjson is, a
+whole number beyond 64 bits is read as a float. An array in msgpack
 is the map ``{"shape": [..], "dtype": "float32", "data": bytes}``, C order, little endian. numpy is imported only for
 these.
 """

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from worker_kit import (
     BINARY,
@@ -409,11 +409,23 @@ def test_the_short_way_to_a_result_gives_what_the_long_one_gives(result, request
     assert or_code(calls.answer) == or_code(calls._answer)
 
 
+def is_alike(one, other):
+    """Whether both are the same event; orjson makes a float of a whole number beyond 64 bits."""
+    if type(one) is int and type(other) is float:
+        return not -(2**63) <= one < 2**64 and float(one) == other
+    if type(one) is list and type(other) is list:
+        return len(one) == len(other) and all(map(is_alike, one, other))
+    if type(one) is dict and type(other) is dict:
+        return one.keys() == other.keys() and all(is_alike(value, other[key]) for key, value in one.items())
+    return one == other
+
+
+@example(b'{"n": [-9223372036854775809, 18446744073709551616]}')
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode) | VALUES.map(lambda v: json.dumps(v).encode()))
 def test_any_bytes_are_json_to_both_or_to_neither(body):
     pytest.importorskip("orjson")
     one, other = outcome_of(payload._json_loads, body), outcome_of(payload._loads, body)
-    assert one == other
+    assert is_alike(one, other)
 
 
 @given(st.binary(max_size=60))
