@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent.inference.nearness import ENOUGH, LOOK_S, QUICK_S, WITHIN_S, Nearness
+from agent.inference.nearness import ENOUGH, LOOK_S, PAUSE_S, QUICK_S, WITHIN_S, Nearness
 from agent.loop import Loop, run
 
 ALL = frozenset(os.sched_getaffinity(0))
@@ -176,10 +176,14 @@ def test_children_and_threads_of_the_loop_do_not_inherit_it(made: Callable[..., 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Loop)
-        loop.before_others = bench.near.part
+        loop.before_others = bench.near.make_way
         bench.alone()
         assert bench.near.near
         assert await asyncio.to_thread(os.sched_getaffinity, 0) == ALL
+        bench.alone()
+        assert not bench.near.near, "others may still be at work"
+        bench.clock.go(PAUSE_S)
+        bench.alone()
         bench.alone()
         assert bench.near.near
         code = "import os; print(len(os.sched_getaffinity(0)))"

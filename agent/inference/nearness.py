@@ -22,6 +22,9 @@ OWN: Final = 0  # the kernel's name for the thread that asks
 ENOUGH: Final = 64  # requests one by one, before it is taken for a habit
 WITHIN_S: Final = 1.0  # their time: fewer are not worth it
 LOOK_S: Final = 0.1
+PAUSE_S: Final = (
+    5.0  # after a child or a thread was started: a deployment, say, with work that holds up a core for long
+)
 FEWEST: Final = 8  # in that time, or it is over
 QUICK_S: Final = 0.001  # a request that takes a worker longer gains nothing, and could keep the agent waiting
 MOST_THREADS: Final = 3  # the worker's, its pulse's and one of a runtime's: a function that has more may want the cores
@@ -46,6 +49,7 @@ class Nearness:
         self._all = frozenset(processors)
         self._began_s = clock.now()
         self._seen = 0
+        self._not_before_s = 0.0
         self._core: frozenset[int] = frozenset()  # the one that they share
         self._near: dict[int, frozenset[int]] = {}  # pid to what it may run on else; OWN: the agent's own thread
 
@@ -65,7 +69,7 @@ class Nearness:
         began_s, self._began_s = self._began_s, now
         if service_s >= QUICK_S:
             self.crowd()
-        elif pid in self._near or len(self._all) < 2 or now - began_s > WITHIN_S:
+        elif pid in self._near or len(self._all) < 2 or now - began_s > WITHIN_S or now < self._not_before_s:
             pass
         elif len(_tasks(pid)) <= MOST_THREADS:
             self._come_near(pid)
@@ -74,6 +78,11 @@ class Nearness:
         """Two requests are on their way at once."""
         self.alone = 0
         self._began_s = self._clock.now()
+        self.part()
+
+    def make_way(self) -> None:
+        """Others are about to work: all may run anywhere for `PAUSE_S` at least."""
+        self._not_before_s = self._clock.now() + PAUSE_S
         self.part()
 
     def part(self) -> None:

@@ -298,7 +298,7 @@ class _NotStarted:
 
 def start(spec: Spec, pool: Pool, *, loop: asyncio.AbstractEventLoop, nearness: Nearness) -> Worker:
     """Starts a worker for `pool`; one that cannot be started is reported lost in the loop's next turn."""
-    nearness.part()
+    nearness.make_way()
     try:
         return WorkerProcess(spec, pool, loop=loop, nearness=nearness)
     except OSError as error:
