@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.cloud.outbox import Outbox, Refused
+from agent.cloud.outbox import Outbox, Refused, Sent
 from agent.cloud.spool import Spool
 from agent.messages import Outbound
 from agent.settings import SpoolLimits
@@ -38,6 +38,7 @@ class Taker:
     def __init__(self) -> None:
         self.connected = False
         self.outstanding = 0
+        self.under_way: tuple[Sent, ...] = ()  # of what went straight: nothing did
         self.taken = 0
         self.order: list[str] = []
         self.stop_at: int | None = None

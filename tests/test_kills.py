@@ -175,3 +175,49 @@ def test_what_was_acknowledged_arrives_whoever_is_killed(site: Site, soak: bool,
         out_of_order=len(late),
     )
     assert not late, f"{len(late)} results overtook others: {late[:10]}"
+
+
+def test_what_the_cloud_had_not_acknowledged_is_not_overtaken(site: Site) -> None:
+    """The cloud falls silent, later ends, and then the agent is killed: results come in the order of their requests."""
+    core = site.core()
+    heard = Heard()
+    core.start()
+    try:
+        core.wait_linked()
+        core.deploy(
+            {
+                "DeploymentId": "silent",
+                "Functions": [function("echo")],
+                "Subscriptions": [
+                    subscription("local", SUBJECT, "function:echo"),
+                    subscription("function:echo", "#", "cloud"),
+                    subscription("function:echo", "#", "local"),
+                ],
+            }
+        )
+        core.wait_ready("echo")
+        with site.device() as device, PlainClient(site.cloud.port, "the-cloud") as cloud:
+            device.subscribe(f"{SUBJECT}/echo")
+            cloud.client.on_message = heard.take
+            cloud.subscribe(f"{SUBJECT}/echo")
+            site.cloud.pause()
+            for n in range(10):
+                device.publish(SUBJECT, json.dumps({"n": n}), correlation=str(n).encode())
+            device.wait_for(10)  # so the same results are on their way to the cloud
+            site.cloud.kill()
+            wait_until(lambda: not core.status()["links"]["cloud"]["connected"], "the link's end")
+            for n in range(10, 20):
+                device.publish(SUBJECT, json.dumps({"n": n}), correlation=str(n).encode())
+            device.wait_for(20)
+            wait_until(lambda: core.status()["links"]["cloud"]["backlog"] >= 10, "results in the spool")
+            core.kill()
+            wait_until(lambda: not cloud.client.is_connected(), "the cloud's own end")
+            site.cloud.start()
+            cloud.wait_up()
+            cloud.subscribe(f"{SUBJECT}/echo")
+            core.start()
+            wait_until(lambda: len(heard.ids) == 20, "all results")
+    finally:
+        core.kill()
+    assert heard.first == list(range(20))
+    assert not heard.errors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from agent.cloud import lanes
 from agent.cloud import outbox as module
-from agent.cloud.outbox import WINDOW, Outbox
+from agent.cloud.outbox import WINDOW, Outbox, Refused
 from agent.cloud.spool import Spool
 from agent.errors import RejectedError, TransientError
 from agent.messages import Outbound, Properties
@@ -21,6 +22,15 @@ from agent.settings import SpoolLimits
 
 DEADLINE_S = 20.0
 LIMITS = SpoolLimits(tries=3)
+
+
+@dataclass
+class Sent:
+    """What a link has taken and its broker has not acknowledged."""
+
+    out: Outbound
+    done: Callable[[], None] | None
+    refused: Refused | None
 
 
 class Broker:
@@ -34,14 +44,14 @@ class Broker:
         self.refuses: dict[str, str] = {}  # topics, and why
         self.most_in_flight = 0
         self.full = False
-        self._in_flight: list[tuple[Outbound, Callable[[], None] | None]] = []
+        self.under_way: list[Sent] = []
         self._changed = asyncio.Event()
 
     def publish(
         self,
         out: Outbound,
         done: Callable[[], None] | None = None,
-        refused: Callable[[str, bool], None] | None = None,
+        refused: Refused | None = None,
     ) -> None:
         if not self.connected:
             raise TransientError("LINK_DOWN", "down")
@@ -60,17 +70,24 @@ class Broker:
             if done:
                 done()
             return
-        self._in_flight.append((out, done))
-        self.most_in_flight = max(self.most_in_flight, len(self._in_flight))
+        self.under_way.append(Sent(out, done, refused))
+        self.most_in_flight = max(self.most_in_flight, len(self.under_way))
         if self.acknowledges:
             asyncio.get_running_loop().call_soon(self.acknowledge, 1)
 
     def acknowledge(self, count: int = 1 << 30) -> None:
         """PUBACKs for the oldest `count` in flight, unless the connection is lost."""
-        for _ in range(min(count, len(self._in_flight)) if self.connected else 0):
-            _, done = self._in_flight.pop(0)
-            if done:
-                done()
+        for _ in range(min(count, len(self.under_way)) if self.connected else 0):
+            sent = self.under_way.pop(0)
+            if sent.done:
+                sent.done()
+        self._changed.set()
+
+    def refuse(self, why: str, *, for_now: bool) -> None:
+        """A PUBACK that refuses the oldest in flight."""
+        sent = self.under_way.pop(0)
+        assert sent.refused
+        sent.refused(why, for_now)
         self._changed.set()
 
     def lose(self) -> None:
@@ -85,7 +102,7 @@ class Broker:
 
     @property
     def in_flight(self) -> int:
-        return len(self._in_flight)
+        return len(self.under_way)
 
     outstanding = in_flight
 
@@ -248,6 +265,101 @@ def test_what_left_the_spool_is_not_sent_by_the_next_run(tmp_path: Path) -> None
             await again.has(44)
             await it.empty()
             assert again.arrived == names(51, 7)
+
+    run(main)
+
+
+def test_after_a_crash_nothing_overtakes_what_went_straight(tmp_path: Path) -> None:
+    async def main() -> None:
+        cloud = Broker(acknowledges=False)
+        async with core(tmp_path, cloud=cloud) as it:
+            for topic in names(3):
+                it.send(topic)
+            assert cloud.arrived == names(3)
+            cloud.lose()  # nobody knows whether they arrived
+            for topic in names(6, 3):
+                it.send(topic)
+            await it.all_safe(6)
+            assert it.safe == names(6)
+            assert it.spool.backlog("cloud") == 6
+        again = Broker()  # the link of the next run, which knows nothing of what this one had under way
+        async with core(tmp_path, cloud=again) as it:
+            it.outbox.link_up("cloud")
+            await it.empty()
+            assert again.arrived == names(6)
+
+    run(main)
+
+
+def test_after_a_crash_nothing_overtakes_what_a_silent_broker_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STRAIGHT_MOST", 3)
+
+    async def main() -> None:
+        cloud = Broker(acknowledges=False)
+        async with core(tmp_path, cloud=cloud) as it:
+            for topic in names(6):
+                it.send(topic)
+            await it.all_safe(6)
+            assert cloud.arrived[:3] == names(3)
+            cloud.lose()
+        again = Broker()
+        async with core(tmp_path, cloud=again) as it:
+            it.outbox.link_up("cloud")
+            await it.empty()
+            assert again.arrived == names(6)
+
+    run(main)
+
+
+@pytest.mark.parametrize("committed_first", [True, False])
+def test_what_went_straight_and_is_kept_is_sent_once_by_a_run_that_lives_on(
+    tmp_path: Path, committed_first: bool
+) -> None:
+    async def main() -> None:
+        cloud = Broker(acknowledges=False)
+        async with core(tmp_path, cloud=cloud) as it:
+            it.send("sample", "capture")
+            await cloud.has(1)
+            for topic in names(2):
+                it.send(topic)
+            cloud.lose()
+            it.send("t/2")
+            if committed_first:
+                await it.all_safe(4)
+            cloud.acknowledges = True
+            cloud.come_back()
+            it.outbox.link_up("cloud")
+            await it.empty()
+            await it.all_safe(4)
+            assert cloud.arrived == ["sample", *names(3)]
+            assert sorted(it.safe) == ["sample", *names(3)]
+            it.send("t/3")
+            assert cloud.arrived[-1] == "t/3"  # straight again
+        again = Broker()
+        async with core(tmp_path, cloud=again) as it:
+            assert it.spool.backlog("cloud") == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("for_now", [True, False])
+def test_what_went_straight_and_is_kept_may_still_be_refused(tmp_path: Path, for_now: bool) -> None:
+    async def main() -> None:
+        cloud = Broker(acknowledges=False)
+        async with core(tmp_path, cloud=cloud) as it:
+            it.send("t/0")
+            cloud.lose()
+            it.send("t/1")
+            await it.all_safe(2)
+            cloud.connected = cloud.acknowledges = True
+            cloud.refuse("why", for_now=for_now)
+            it.outbox.link_up("cloud")
+            await it.empty()
+            assert cloud.arrived == (["t/0", "t/1", "t/0"] if for_now else names(2))
+            assert it.safe == names(2)
+            assert [letter.topic for letter in await it.spool.dead_letters()] == ([] if for_now else ["t/0"])
 
     run(main)
 

@@ -2,6 +2,8 @@
 
 A result goes straight to a link that is up and has no result waiting. Everything else at QoS 1 is committed to the
 spool first: results for a link that is down, and reports and captures always, since nobody would send those again.
+Ahead of the first of these results the spool keeps those that went straight and have no PUBACK yet: after a crash they
+would be made anew, and come after it.
 Records of a kind go out in the order of their commits, kinds side by side by their weights, a window at a time, and
 leave the spool at their PUBACK. What is in flight when a connection is lost is the link's to send again; the outbox
 only waits. After a crash of the agent those may go out twice, with the same user property ``id``.
@@ -17,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -39,6 +41,13 @@ SAME_AS = "id"  # the user property by which a receiver knows what it has alread
 Refused = Callable[[str, bool], None]
 
 
+class Sent(Protocol):
+    """A message that a link has taken and that has no PUBACK; see `agent.mqtt.in_flight.Departure`."""
+
+    done: Callable[[], None] | None
+    refused: Refused | None
+
+
 class LinkPort(Protocol):
     """What the outbox needs of a link; see `agent.mqtt.link.Link`."""
 
@@ -49,6 +58,10 @@ class LinkPort(Protocol):
     @property
     def outstanding(self) -> int:
         """Messages taken and not yet acknowledged by the broker."""
+
+    @property
+    def under_way(self) -> Iterable[Sent]:
+        """The same, oldest first; what they call may be replaced."""
 
     def publish(self, out: Outbound, done: Callable[[], None] | None = None, refused: Refused | None = None) -> None:
         """Publishes; `done` at the PUBACK, over reconnects too, or `refused` with why and whether it may be taken
@@ -111,10 +124,21 @@ class Outbox:
                 self._count_refused(link, out, str(error))
                 raise
         if out.qos:
+            if kind == "result" and port.outstanding and not self._spool.backlogs.get((link, kind)):
+                self._keep_what_went_straight(link)
             self._spool.append(link, kind, out, done, value=value)
         else:
             self.dropped[link] += 1
             done()
+
+    def _keep_what_went_straight(self, link: str) -> None:
+        """Has the spool keep what the link still has of it, ahead of what it gets from now on."""
+        for sent in self._links[link].under_way:
+            refused = sent.refused
+            if isinstance(refused, partial) and refused.func == self._came_back:
+                _, kind, out, done = refused.args
+                if not self._forwarders[link].keep(sent, kind, out, done, self._came_back):
+                    return
 
     def _came_back(
         self, link: str, kind: str, out: Outbound, done: Callable[[], None], why: str, for_now: bool
@@ -294,6 +318,46 @@ class _Forwarder:
             self._pump_later(min(paused))
         self.pump()
 
+    def keep(
+        self,
+        sent: Sent,
+        kind: str,
+        out: Outbound,
+        done: Callable[[], None],
+        came_back: Callable[[str, str, Outbound, Callable[[], None], str, bool], None],
+    ) -> bool:
+        """Has the spool keep what the link is sending, until its PUBACK; whether it does.
+
+        Args:
+            done: runs at the PUBACK or at the commit, whichever is first.
+            came_back: gets it where the broker refuses it.
+        """
+        safe = _once(done)
+        seq = self._spool.keep_sent(self._name, kind, out, safe)
+        if seq is None:
+            return False
+        lane = self._lanes[kind]
+        lane.in_flight.add(seq)
+        self._in_flight += 1
+
+        def over() -> None:
+            lane.in_flight.discard(seq)
+            self._in_flight -= 1
+            self._progress.set()
+            self._spool.handed_over([seq])
+            self.pump()
+
+        def acknowledged() -> None:
+            over()
+            safe()
+
+        def refused(why: str, for_now: bool) -> None:
+            came_back(self._name, kind, out, safe, why, for_now)
+            over()
+
+        sent.done, sent.refused = acknowledged, refused
+        return True
+
     async def drained(self, timeout_s: float) -> None:
         """Returns when nothing waits, when the link is down, or after `timeout_s`."""
         await self._until(lambda: not self._spool.backlog(self._name), timeout_s)
@@ -314,3 +378,14 @@ class _Forwarder:
                 await asyncio.wait_for(self._progress.wait(), left)
             except asyncio.TimeoutError:
                 return
+
+
+def _once(call: Callable[[], None]) -> Callable[[], None]:
+    """Calls `call` when it is first called itself."""
+    waiting = [call]
+
+    def first() -> None:
+        if waiting:
+            waiting.pop()()
+
+    return first

@@ -89,6 +89,7 @@ class Spool:
         self._pending_bytes = 0
         self._unwritten: Counter[str] = Counter()  # dropped, and not yet counted on the disk
         self._in_hand: dict[int, Key] = {}
+        self._sent: set[int] = set()  # of these what is not committed yet
         self._troubled = False
         self._said: dict[str, float] = {}
         self.on_commit: Callable[[], None] | None = None
@@ -160,6 +161,23 @@ class Spool:
             self._uncommitted[link, kind] += 1
         self._pending_bytes += len(out.payload)
         self._add(Append(self._last_seq, link, kind, out, committed, value, self._clock.now(), dead))
+
+    def keep_sent(self, link: str, kind: str, out: Outbound, committed: Callable[[], None] | None = None) -> int | None:
+        """Keeps what is on its way to `link` already, as if `next_batch` had given it out: the next run sends it again.
+
+        Returns:
+            What `handed_over` takes; None where nothing is kept, because the disk takes nothing.
+        """
+        if self._must_let_go(link, kind):
+            return None
+        self._last_seq = seq = self._last_seq + 1
+        self.backlogs[link, kind] += 1
+        self._uncommitted[link, kind] += 1
+        self._in_hand[seq] = (link, kind)
+        self._sent.add(seq)
+        self._pending_bytes += len(out.payload)
+        self._add(Append(seq, link, kind, out, committed, stored_at=self._clock.now(), sent=True))
+        return seq
 
     def _must_let_go(self, link: str, kind: str) -> bool:
         if kind == "report":
@@ -325,7 +343,7 @@ class Spool:
         self.commits += 1
         if outcome.lost:
             self.backlogs = Counter(self._uncommitted)
-            self._in_hand.clear()
+            self._in_hand = {seq: self._in_hand[seq] for seq in self._sent if seq in self._in_hand}
         if outcome.bytes is not None:
             self._bytes = outcome.bytes
             if self._unwritten and self._is_open:
@@ -336,6 +354,7 @@ class Spool:
             if isinstance(write, Append):
                 if write.dead is None:
                     self._uncommitted[write.link, write.kind] -= 1
+                self._sent.discard(write.seq)
                 self._pending_bytes -= len(write.out.payload)
             elif isinstance(write, PutInbox):
                 self._pending_bytes -= len(write.message.payload)

@@ -271,6 +271,8 @@ class SpoolFile:
                     written.append(name)
                     body = b""
                 self._stock.add((each.link, each.kind), 1, size)
+                if each.sent:
+                    self._in_hand.add(each.seq)
                 expiry_s = each.out.properties.expiry_s
                 expires_at = None if expiry_s is None else each.stored_at + expiry_s
                 level = room.level_of(each.kind, each.value)

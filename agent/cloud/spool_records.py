@@ -31,6 +31,7 @@ class Append:
         value: how much a capture is worth, 0 to 1; those worth least go first.
         stored_at: by the spool's clock, seconds.
         dead: why it can never be handed over; None: it can.
+        sent: it is on its way already, and not given out again by this run.
     """
 
     seq: int
@@ -41,6 +42,7 @@ class Append:
     value: float = 0.0
     stored_at: float = 0.0
     dead: str | None = None
+    sent: bool = False
 
 
 @dataclass(slots=True, eq=False)

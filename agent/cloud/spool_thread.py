@@ -187,6 +187,7 @@ class SpoolThread:
             for write in writes
             if isinstance(write, Append)
             and write.kind in kinds
+            and not write.sent
             and (write.kind == "capture" or write.link != HELD_LINK)
         ]
         if shed:
@@ -209,7 +210,7 @@ class SpoolThread:
                 total.bytes, total.dead = outcome.bytes, outcome.dead
             except Exception as error:
                 log.error("a record cannot be written and is dropped: %s", error)
-                if isinstance(write, Append):
+                if isinstance(write, Append) and not write.sent:
                     total.dropped[write.link, write.kind] += 1
         return total
 

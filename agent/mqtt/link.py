@@ -127,6 +127,11 @@ class Link:
         return len(self._departures.messages)
 
     @property
+    def under_way(self) -> Collection[Departure]:
+        """The same, oldest first."""
+        return self._departures.messages.values()
+
+    @property
     def refused(self) -> dict[str, int]:
         """Filters that the broker refuses, with its reason code."""
         return dict(self._filters.refused)
