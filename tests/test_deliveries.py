@@ -72,9 +72,11 @@ class World:
             "local", "t", payload or str(ticket).encode(), qos=1, dup=dup, ticket=ticket, received_s=self.time
         )
 
-    def begin(self, payload: bytes = b"", *, ready: bool = True) -> Delivery:
+    def begin(
+        self, payload: bytes = b"", *, ready: bool = True, targets: tuple[str, ...] = ("function:f",)
+    ) -> Delivery:
         message = self.message(payload)
-        delivery = Delivery(f"k{message.ticket}", message)
+        delivery = Delivery(f"k{message.ticket}", message, targets)
         self.deliveries.begin(delivery, ready=ready)
         return delivery
 
@@ -110,6 +112,29 @@ def test_one_for_a_function_that_is_not_ready_is_committed_at_once() -> None:
     world = World()
     delivery = world.begin(ready=False)
     assert [p[0] for p in world.pending] == [delivery.key]
+
+
+def test_the_inbox_keeps_the_order_of_a_function_that_is_not_ready_any_more() -> None:
+    world = World()
+    first, others = world.begin(), world.begin(targets=("function:g",))
+    second = world.begin(ready=False)
+    assert [key for key, _, _ in world.pending] == [first.key, second.key]
+    world.advance(HELD_S + 0.01)
+    assert [key for key, _, _ in world.pending] == [first.key, second.key, others.key]
+
+
+def test_what_cannot_go_to_the_inbox_holds_back_what_came_after_it() -> None:
+    world = World()
+    world.is_crowded = True
+    first = world.begin(ready=False)
+    world.advance(CROWDED_S - HELD_S)
+    second = world.begin(ready=False)
+    assert not world.pending
+    world.advance(2 * HELD_S)
+    assert [key for key, _, _ in world.pending] == [first.key]
+    world.is_crowded = False
+    world.begin(ready=False)
+    assert [key for key, _, _ in world.pending][1] == second.key
 
 
 def test_half_a_window_commits_what_holds_it_up_sooner() -> None:

@@ -136,7 +136,7 @@ class Deliveries:
         unacked[key] = fresh[key] = delivery
         window = self._windows.get(link) or self._window(link)
         if not ready:
-            self._commit(delivery)
+            self._commit_up_to(delivery, fresh)
         elif 2 * len(unacked) > window:
             self._commit_first(fresh)
         if len(unacked) > window:
@@ -224,6 +224,16 @@ class Deliveries:
     def _committed(self, delivery: Delivery) -> None:
         if not delivery.acked and not delivery.stale:
             self._ack(delivery)
+
+    def _commit_up_to(self, delivery: Delivery, fresh: dict[str, Delivery]) -> None:
+        """With those before it that go to the same functions (a worker was lost that had them): the next run runs what
+        is in the inbox before what the broker sends again."""
+        targets = frozenset(delivery.targets)
+        for older in list(fresh.values()):
+            if older is delivery or not targets.isdisjoint(older.targets):
+                self._commit(older)
+                if not older.inboxed:
+                    break
 
     def _commit_first(self, fresh: dict[str, Delivery]) -> None:
         """Those that all others wait for, but for what is just being answered."""
