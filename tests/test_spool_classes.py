@@ -144,6 +144,24 @@ def test_what_is_over_its_time_is_dropped_and_counted(tmp_path: Path, monkeypatc
     run(main)
 
 
+def test_what_is_being_sent_is_not_over_its_time_and_counts_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock = Moved()
+        spool = await opened(tmp_path, clock, result=SpoolClass(ttl_s=60))
+        await committed(spool, ("cloud", "result", record(1)))
+        (sent,) = await spool.next_batch("cloud", "result", 10)
+        clock.move(61)
+        await committed(spool, ("cloud", "result", record(2)))
+        assert spool.backlog("cloud") == 2
+        spool.handed_over([sent.seq])
+        assert spool.backlog("cloud") == 1  # so that the next result does not overtake this one
+        assert spool.expired == {}
+        assert await topics(spool, kind="result") == ["t/2"]
+        await spool.close()
+
+    run(main)
+
+
 def test_time_goes_on_over_restarts_and_whatever_the_clock_says(tmp_path: Path) -> None:
     async def main() -> None:
         clock = Moved(wall=1000.0)  # 1970: nobody has set it yet

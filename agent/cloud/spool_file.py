@@ -305,7 +305,9 @@ class SpoolFile:
 
     def _make_room(self, db: sqlite3.Connection, outcome: Outcome, before: int) -> list[str]:
         """Takes away what has no place any more. `before`: bytes of all records before this transaction."""
-        gone = self._remove(db, room.over_time(db, self._stock, self._limits, self._clock.now()), outcome)
+        gone = self._remove(
+            db, room.over_time(db, self._stock, self._limits, self._clock.now(), self._in_hand), outcome
+        )
         for kind in room.FIRST_TO_GO:
             gone += self._remove(db, room.over_quota(db, self._stock, self._limits, kind, self._in_hand), outcome)
         most = self._limits.max_bytes
@@ -377,7 +379,7 @@ class SpoolFile:
 
     def over_time(self) -> bool:
         """Whether a write would take away what is over its time."""
-        return bool(room.over_time(self._open_db, self._stock, self._limits, self._clock.now()))
+        return bool(room.over_time(self._open_db, self._stock, self._limits, self._clock.now(), self._in_hand))
 
     def _note_the_clocks(self, db: sqlite3.Connection) -> None:
         anchor = self._clock.anchor()

@@ -36,7 +36,9 @@ def level_of(kind: str, value: float) -> int | None:
     return int(min(max(value, 0.0), 1.0) * (LEVELS - 1)) if kind == "capture" else None
 
 
-def over_time(db: sqlite3.Connection, stock: Stock, limits: SpoolLimits, now: float) -> list[Victim]:
+def over_time(
+    db: sqlite3.Connection, stock: Stock, limits: SpoolLimits, now: float, spared: Collection[int]
+) -> list[Victim]:
     """Records that their class's ttl has run out for; the oldest are looked at, so that it costs what it takes away."""
     found: list[Victim] = []
     for (link, kind), count in stock.counts.items():
@@ -50,7 +52,8 @@ def over_time(db: sqlite3.Connection, stock: Stock, limits: SpoolLimits, now: fl
         for seq, size, stored_at in rows:
             if stored_at + ttl_s > now:
                 break
-            found.append(Victim(seq, (link, kind), size, expired=True))
+            if seq not in spared:
+                found.append(Victim(seq, (link, kind), size, expired=True))
         rows.close()
     return found
 
