@@ -262,7 +262,8 @@ class Agent:
     def _on_down(self, name: str) -> None:
         if name == self.control_link:
             self._settled = False
-        self.deliveries.link_down(name)
+        waiting = self.links[name].not_acknowledged
+        self.deliveries.link_down(name, [each for each in waiting if isinstance(each, Delivery)])
         self.outbox.link_down(name)
         if self.jobs and name == self.control_link:
             self.jobs.link_down()
@@ -344,8 +345,8 @@ class _DeliveryPorts:
         self.now = time.monotonic
         self.later = agent.loop.call_later
 
-    def ack(self, link: str, ticket: int) -> None:
-        self._agent.links[link].ack(ticket)
+    def ack_on(self, link: str) -> Callable[[int, Delivery], None]:
+        return self._agent.links[link].ack
 
     def window(self, link: str) -> int:
         return self._agent.links[link].receive_maximum

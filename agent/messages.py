@@ -48,8 +48,7 @@ class Inbound:
     received_s: float = 0.0
 
 
-@dataclass(slots=True, eq=False)
-class Outbound:
+class Outbound(NamedTuple):
     """A message to publish. `properties` are dropped where the broker speaks MQTT 3.1.1."""
 
     topic: str

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,32 @@ ROUNDS = 5
 KIND = os.environ.get("KIND", "capture")  # or `result`, which no value sorts
 
 
+@dataclass
+class Taken:
+    refused: Refused | None = None  # of what went straight: nothing did
+
+
 class Taker:
     """A link whose broker takes everything, one turn of the loop later; disconnected until it is told."""
 
     def __init__(self) -> None:
         self.connected = False
-        self.outstanding = 0
-        self.under_way: tuple[Sent, ...] = ()  # of what went straight: nothing did
+        self.outstanding: dict[int, Sent] = {}
         self.taken = 0
         self.order: list[str] = []
         self.stop_at: int | None = None
         self.enough = asyncio.Event()
 
+    def divert(self, packet_id: int, done: Callable[[], None], refused: Refused) -> None:
+        raise AssertionError("nothing went straight")
+
     def publish(self, out: Outbound, done: Callable[[], None] | None = None, refused: Refused | None = None) -> None:
-        self.outstanding += 1
+        self.outstanding[len(self.order)] = Taken()
         self.order.append(out.topic)
         asyncio.get_running_loop().call_soon(self._acknowledge, done)
 
     def _acknowledge(self, done: Callable[[], None] | None) -> None:
-        self.outstanding -= 1
+        del self.outstanding[self.taken]
         self.taken += 1
         if self.taken == self.stop_at:
             self.connected = False

@@ -28,8 +28,8 @@ class World:
         self._count = itertools.count(1)
         self.deliveries = Deliveries(self)
 
-    def ack(self, link: str, ticket: int) -> None:
-        self.acked.append(ticket)
+    def ack_on(self, link: str) -> Callable[[int, Delivery], None]:
+        return lambda ticket, _: self.acked.append(ticket)
 
     def window(self, link: str) -> int:
         return self._window
@@ -203,6 +203,21 @@ def test_what_was_acknowledged_is_joined_by_a_duplicate_only() -> None:
     duplicate = world.message(b"same", dup=True)
     assert world.deliveries.join(duplicate)
     assert world.acked == [first, duplicate.ticket]
+
+
+def test_a_redelivery_of_what_the_link_had_still_to_acknowledge_is_acknowledged_and_not_run() -> None:
+    world = World()
+    delivery = world.begin(b"same")
+    world.deliveries.release(delivery)
+    running = world.begin(b"same")
+    world.deliveries.link_down("local", [delivery])
+    first, second = world.message(b"same", dup=True), world.message(b"same", dup=True)
+    assert not world.deliveries.join(world.message(b"other", dup=True))
+    assert world.deliveries.join(first)
+    assert world.acked[1:] == [first.ticket]
+    assert world.deliveries.join(second)
+    world.deliveries.release(running)
+    assert world.acked[1:] == [first.ticket, second.ticket]
 
 
 def test_after_a_lost_session_equal_messages_are_new() -> None:

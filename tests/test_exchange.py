@@ -83,8 +83,8 @@ class World:
             self.exchange.traits = {"f": FunctionTraits(captured=True), **self.traits}
 
     # the ports
-    def ack(self, link: str, ticket: int) -> None:
-        self.acked.append(ticket)
+    def ack_on(self, link: str) -> Callable[[int, Delivery], None]:
+        return lambda ticket, _: self.acked.append(ticket)
 
     def window(self, link: str) -> int:
         return 100

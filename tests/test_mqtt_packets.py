@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 
+from agent import loop
 from agent.errors import RejectedError, TransientError
 from agent.messages import NO_PROPERTIES, Outbound, Properties
 from agent.mqtt import codec
@@ -23,15 +24,24 @@ from agent.settings import Link as LinkSettings
 # What MQTT allows in a text and paho takes too.
 TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\ufeff"), max_size=40)
 TOPIC = TEXT.filter(lambda text: text != "" and "+" not in text and "#" not in text)
+PAIRS = st.lists(st.tuples(TEXT, TEXT), max_size=3).map(tuple)
 PROPERTIES = st.builds(
     Properties,
     st.none() | TEXT,
     st.none() | TOPIC,
     st.none() | st.binary(max_size=300),
     st.none() | st.integers(0, 2**32 - 1),
-    st.lists(st.tuples(TEXT, TEXT), max_size=3).map(tuple),
+    PAIRS,
 )
-MESSAGE = st.builds(Outbound, TOPIC, st.binary(max_size=400), st.integers(0, 1), st.booleans(), PROPERTIES)
+RESULTS = st.builds(
+    lambda content_type, request, others: Properties(content_type, user=(("request", request), *others)),
+    st.none() | TEXT,
+    TEXT | st.sampled_from(["r-1", "r" * 900, "r" * 1100]),
+    PAIRS,
+)
+MESSAGE = st.builds(
+    Outbound, TOPIC, st.binary(max_size=1100), st.integers(0, 1), st.booleans(), st.one_of(PROPERTIES, RESULTS)
+)
 
 
 def packed_by_paho(properties: Properties) -> bytes:
@@ -55,16 +65,18 @@ def test_properties_are_coded_as_paho_codes_them(properties: Properties) -> None
     assert codec.encode_properties(properties) == packed_by_paho(properties)
 
 
-@given(MESSAGE, st.integers(1, 65535), st.booleans())
-def test_a_publish_comes_back_as_it_was(out: Outbound, packet_id: int, v5: bool) -> None:
-    packet = codec.encode_publish(out, packet_id, codec.encode_properties(out.properties) if v5 else None)
+@given(MESSAGE, st.integers(1, 65535), st.booleans(), st.lists(st.tuples(TEXT, TEXT), max_size=1))
+def test_a_publish_comes_back_as_it_was(out: Outbound, packet_id: int, v5: bool, extra: list[tuple[str, str]]) -> None:
+    encoded = b"".join(codec.user_property(*pair) for pair in extra)
+    packet = codec.encode_publish(encoded if v5 else None, out, packet_id)
     length, at = codec.read_varint(packet, 1, len(packet))
     assert at + length == len(packet)
     assert (packet[0] >> 1 & 3, packet[0] & 1) == (out.qos, out.retain)
     topic, back_id, properties, payload = codec.decode_publish(packet[0], packet, at, len(packet), v5)
     assert (topic, payload) == (out.topic, out.payload)
     assert back_id == (packet_id if out.qos else 0)
-    assert properties == (out.properties if v5 else NO_PROPERTIES)
+    expected = out.properties._replace(user=(*out.properties.user, *extra))
+    assert properties == (expected if v5 else NO_PROPERTIES)
 
 
 @given(st.binary(max_size=80), st.binary(max_size=20), st.sampled_from([0x30, 0x32]), st.booleans())
@@ -140,6 +152,46 @@ def test_a_stream_is_cut_into_packets_wherever_it_is_cut_by_the_network(
     asyncio.run(main())
 
 
+def test_where_packets_come_quickly_acknowledgements_wait_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.mqtt.stream.ACKNOWLEDGE_S", 0.3)  # else a slow machine would never be quick
+    ping, ours, theirs = b"\xd0\x00", codec.puback(1), codec.puback(2)
+
+    async def main() -> None:
+        peer: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Future()
+        server = await asyncio.start_server(lambda *both: peer.set_result(both), "127.0.0.1", 0)
+        collector = Collector()
+        _, stream = await asyncio.get_running_loop().create_connection(
+            lambda: PacketStream(collector), *server.sockets[0].getsockname()
+        )
+        reader, writer = await peer
+
+        async def until(true: Callable[[], bool], *, say: bytes = b"") -> None:
+            while not true():
+                writer.write(say)
+                stream.write(ping)
+                await reader.readexactly(2)
+
+        await asyncio.wait_for(until(lambda: stream.brisk, say=ping), 30)
+        stream.write_late(ours, "mine")
+        assert stream.not_acknowledged == ["mine"]
+        stream.write(ping)
+        assert await reader.read(100) == ours + ping
+        assert stream.not_acknowledged == []
+
+        stream.write_late(ours, "mine")
+        writer.write(theirs)  # which by itself does not wake the stream
+        assert await reader.readexactly(4) == ours
+        assert not stream.brisk
+        assert collector.packets[-1] == (codec.PUBACK, b"\0\2")
+        stream.write_late(theirs, "mine")
+        assert stream.not_acknowledged == []
+        assert await reader.readexactly(4) == theirs
+        stream.abort()
+        server.close()
+
+    loop.run(main())
+
+
 @pytest.mark.parametrize("data", [b"\x30\xff\xff\xff\xff\x01", b"\x30" + codec.varint(MAX_PACKET_BYTES + 1)])
 def test_a_length_that_is_none_or_too_large_ends_the_stream(data: bytes) -> None:
     async def main() -> None:
@@ -154,7 +206,7 @@ def test_a_length_that_is_none_or_too_large_ends_the_stream(data: bytes) -> None
 
 
 def encode(out: Outbound, packet_id: int) -> bytes:
-    return codec.encode_publish(out, packet_id, None)
+    return codec.encode_publish(None, out, packet_id)
 
 
 class Wire:
@@ -243,15 +295,20 @@ def test_a_message_is_given_up_only_after_it_was_alone_in_flight() -> None:
 
 @given(st.lists(st.integers(0, 9), max_size=40))
 def test_acknowledgements_leave_in_order_once(asked: list[int]) -> None:
-    arrivals = Arrivals()
+    arrivals, left = Arrivals(), bytearray()
+    arrivals.connected(lambda packet, _: left.extend(packet))
     tickets = [arrivals.add(100 + number) for number in range(10)]
-    left = b"".join(arrivals.ack(tickets[number]) for number in asked)
+    for number in asked:
+        arrivals.ack(tickets[number])
     ready = next((number for number in range(10) if number not in asked), 10)
     assert left == b"".join(codec.puback(100 + number) for number in range(ready))
     assert len(arrivals) == 10 - ready
     arrivals.forget()
-    assert arrivals.add(100) not in tickets
-    assert arrivals.ack(tickets[9]) == b""
+    assert arrivals.add(200) not in tickets
+    for ticket in tickets:
+        arrivals.ack(ticket)
+    assert left.count(codec.PUBACK_HEAD) == ready
+    assert len(arrivals) == 1
 
 
 def drive(filters: FilterSet, answer: Callable[[bool, str], int]) -> list[tuple[bool, list[str]]]:

@@ -104,7 +104,12 @@ class Broker:
     def in_flight(self) -> int:
         return len(self.under_way)
 
-    outstanding = in_flight
+    @property
+    def outstanding(self) -> dict[int, Sent]:
+        return dict(enumerate(self.under_way))
+
+    def divert(self, packet_id: int, done: Callable[[], None], refused: Refused) -> None:
+        self.under_way[packet_id].done, self.under_way[packet_id].refused = done, refused
 
     async def until(self, true: Callable[[], bool]) -> None:
         while not true():

@@ -19,8 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -44,8 +43,9 @@ Refused = Callable[[str, bool], None]
 class Sent(Protocol):
     """A message that a link has taken and that has no PUBACK; see `agent.mqtt.in_flight.Departure`."""
 
-    done: Callable[[], None] | None
-    refused: Refused | None
+    @property
+    def refused(self) -> Refused | None:
+        """What is called where the broker refuses it."""
 
 
 class LinkPort(Protocol):
@@ -56,12 +56,11 @@ class LinkPort(Protocol):
         """Whether `publish` takes anything now."""
 
     @property
-    def outstanding(self) -> int:
-        """Messages taken and not yet acknowledged by the broker."""
+    def outstanding(self) -> Mapping[int, Sent]:
+        """Messages taken and not yet acknowledged by the broker, oldest first."""
 
-    @property
-    def under_way(self) -> Iterable[Sent]:
-        """The same, oldest first; what they call may be replaced."""
+    def divert(self, packet_id: int, done: Callable[[], None], refused: Refused) -> None:
+        """Changes what is called for one of them."""
 
     def publish(self, out: Outbound, done: Callable[[], None] | None = None, refused: Refused | None = None) -> None:
         """Publishes; `done` at the PUBACK, over reconnects too, or `refused` with why and whether it may be taken
@@ -112,7 +111,9 @@ class Outbox:
         if port.connected and (
             not out.qos
             or (
-                kind == "result" and not self._spool.backlogs.get((link, "result")) and port.outstanding < STRAIGHT_MOST
+                kind == "result"
+                and not self._spool.backlogs.get((link, kind))
+                and len(port.outstanding) < STRAIGHT_MOST
             )
         ):
             try:
@@ -133,11 +134,11 @@ class Outbox:
 
     def _keep_what_went_straight(self, link: str) -> None:
         """Has the spool keep what the link still has of it, ahead of what it gets from now on."""
-        for sent in self._links[link].under_way:
+        for packet_id, sent in self._links[link].outstanding.items():
             refused = sent.refused
             if isinstance(refused, partial) and refused.func == self._came_back:
                 _, kind, out, done = refused.args
-                if not self._forwarders[link].keep(sent, kind, out, done, self._came_back):
+                if not self._forwarders[link].keep(packet_id, kind, out, done, self._came_back):
                     return
 
     def _came_back(
@@ -265,7 +266,7 @@ class _Forwarder:
             properties = properties._replace(expiry_s=int(left_s) + 1)
         if all(name != SAME_AS for name, _ in properties.user):
             properties = properties._replace(user=(*properties.user, (SAME_AS, record.id)))
-        return replace(record.out, properties=properties)
+        return record.out._replace(properties=properties)
 
     def _sent(self, lane: Lane, record: Record) -> None:
         lane.in_flight.add(record.seq)
@@ -320,7 +321,7 @@ class _Forwarder:
 
     def keep(
         self,
-        sent: Sent,
+        packet_id: int,
         kind: str,
         out: Outbound,
         done: Callable[[], None],
@@ -329,6 +330,7 @@ class _Forwarder:
         """Has the spool keep what the link is sending, until its PUBACK; whether it does.
 
         Args:
+            packet_id: its, among the link's `outstanding`.
             done: runs at the PUBACK or at the commit, whichever is first.
             came_back: gets it where the broker refuses it.
         """
@@ -355,7 +357,7 @@ class _Forwarder:
             came_back(self._name, kind, out, safe, why, for_now)
             over()
 
-        sent.done, sent.refused = acknowledged, refused
+        self._port.divert(packet_id, acknowledged, refused)
         return True
 
     async def drained(self, timeout_s: float) -> None:

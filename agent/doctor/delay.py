@@ -75,7 +75,7 @@ class _Client:
 
     def publish(self, topic: str, number: int) -> None:
         """Returns at the PUBACK."""
-        self._sock.sendall(encode_publish(Outbound(topic, b"?"), number, None))
+        self._sock.sendall(encode_publish(None, Outbound(topic, b"?"), number))
         self._expect(PUBACK, 255)
 
     def take(self) -> None:

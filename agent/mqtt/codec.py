@@ -63,6 +63,10 @@ def read_varint(data: bytes | bytearray, at: int, end: int) -> tuple[int, int]:
     raise MalformedError("a variable byte integer is cut off or longer than four bytes")
 
 
+_SMALL = 1024
+_SIZES = tuple(map(varint, range(_SMALL)))
+
+
 def puback(packet_id: int) -> bytes:
     """A PUBACK that says success, in either version."""
     return PUBACK_HEAD + packet_id.to_bytes(2, "big")
@@ -75,34 +79,45 @@ def read_puback(data: bytes, at: int, end: int) -> tuple[int, int]:
     return data[at] << 8 | data[at + 1], data[at + 2] if end - at > 2 else 0
 
 
-def encode_publish(out: Outbound, packet_id: int, properties: bytes | None) -> bytes:
+def encode_publish(extra: bytes | None, out: Outbound, packet_id: int) -> bytes:
     """The whole PUBLISH packet.
 
     Args:
+        extra: properties that are encoded already, put behind the others; None: it is MQTT 3.1.1, without any.
         out: what to publish, QoS 0 or 1.
         packet_id: 1 to 65,535; not used for QoS 0.
-        properties: from `encode_properties` on MQTT 5, None on 3.1.1.
 
     Raises:
-        RejectedError: BAD_TOPIC, or MESSAGE_TOO_LARGE for what no MQTT packet can hold.
+        RejectedError: BAD_TOPIC, BAD_PROPERTY, or MESSAGE_TOO_LARGE for what no MQTT packet can hold.
     """
-    topic, payload = _topic(out.topic), out.payload
-    first = PUBLISH | out.retain
-    if out.qos:
-        first |= 0x02
-        topic += packet_id.to_bytes(2, "big")
-    head = topic if properties is None else topic + properties
-    length = len(head) + len(payload)
-    if length < 16384:
-        size = _BYTES[length] if length < 128 else _BYTES[length & 127 | 128] + _BYTES[length >> 7]
-        return b"".join((_BYTES[first], size, head, payload))
+    topic, payload, qos, retain, properties = out
+    content_type, response_topic, correlation, expiry_s, user = properties
+    first = _BYTES[PUBLISH | qos << 1 | retain]
+    packet = packet_id.to_bytes(2, "big") if qos else b""
+    head = _topic(topic)
+    if extra is None:
+        told = b""
+    elif not user or user[0][0] != _ONCE or (response_topic, correlation, expiry_s) != _NEITHER:
+        told = encode_properties(properties, extra)
+    else:  # most results
+        request = user[0][1]
+        before, after, size = _around.get((content_type, user[1:], extra)) or _enclose(content_type, user[1:], extra)
+        size += len(request)
+        if size < _SMALL and request.isascii() and "\0" not in request:
+            length = len(head) + len(packet) + len(_SIZES[size]) + size + len(payload)
+            return b"".join((
+                first, _SIZES[length] if length < _SMALL else varint(length), head, packet,
+                _SIZES[size], before, len(request).to_bytes(2, "big"), request.encode(), after, payload,
+            ))  # fmt: skip
+        told = encode_properties(properties, extra)
+    length = len(head) + len(packet) + len(told) + len(payload)
     if length > MAX_PACKET_BYTES - 5:
         raise RejectedError(
             "MESSAGE_TOO_LARGE",
-            f"A message of {len(out.payload)} bytes on {out.topic} is larger than MQTT allows.",
+            f"A message of {len(payload)} bytes on {topic} is larger than MQTT allows.",
             "Send less in one message.",
         )
-    return b"".join((_BYTES[first], varint(length), head, payload))
+    return b"".join((first, varint(length), head, packet, told, payload))
 
 
 def decode_publish(first: int, data: bytes, at: int, end: int, v5: bool) -> tuple[str, int, Properties, bytes]:
@@ -165,17 +180,10 @@ def encode_properties(properties: Properties, extra: bytes = b"") -> bytes:
         parts.append(b"\x08" + _topic(response_topic))
     if correlation is not None:
         parts.append(b"\x09" + _sized(correlation))
-    if user:
-        if user[0][0] == _ONCE:
-            parts.append(_request(user[0][1]))
-            user = user[1:]
-        parts.append(_users.get(user) or _user(user))
+    parts += [user_property(*pair) for pair in user]
     parts.append(extra)
     body = b"".join(parts)
-    length = len(body)
-    if length < 16384:
-        return (_BYTES[length] if length < 128 else _BYTES[length & 127 | 128] + _BYTES[length >> 7]) + body
-    return varint(length) + body
+    return varint(len(body)) + body
 
 
 def decode_properties(data: bytes, at: int, end: int) -> Properties:
@@ -231,28 +239,29 @@ def _sized(value: bytes) -> bytes:
     return len(value).to_bytes(2, "big") + value
 
 
-# User properties come back: who made a result is the same for all of a function's, but for its request, which is their
-# first. Others are encoded once; all are forgotten when there are so many.
+# Properties come back: all of a function's results have the same, but for their request, which is the first of the
+# user's. What stands before and after its value is encoded once; all are forgotten when there are so many.
 _ONCE = "request"
-_REQUEST = b"\x26\x00\x07request"
-_MAX_USERS = 512
-_MAX_USER_BYTES = 2048
-_users: dict[tuple[tuple[str, str], ...], bytes] = {}
+_NEITHER = (None, None, None)
+_MAX_KEPT = 512
+_Around = tuple[bytes, bytes, int]
+_around: dict[tuple[str | None, tuple[tuple[str, str], ...], bytes], _Around] = {}
 
 
-def _request(value: str) -> bytes:
-    if value.isascii() and "\0" not in value and len(value) <= 0xFFFF:
-        return _REQUEST + len(value).to_bytes(2, "big") + value.encode()
-    return b"\x26" + _text(_ONCE) + _sized_text(value)
+def _enclose(content_type: str | None, others: tuple[tuple[str, str], ...], extra: bytes) -> _Around:
+    """What stands before and after the length and the text of a result's request, and its size with that length.
 
-
-def _user(user: tuple[tuple[str, str], ...]) -> bytes:
-    encoded = b"".join([user_property(*pair) for pair in user])
-    if len(encoded) <= _MAX_USER_BYTES:
-        if len(_users) >= _MAX_USERS:
-            _users.clear()
-        _users[user] = encoded
-    return encoded
+    Raises:
+        RejectedError: BAD_PROPERTY.
+    """
+    before = (b"" if content_type is None else b"\x03" + _text(content_type)) + b"\x26" + _text(_ONCE)
+    after = b"".join([user_property(*pair) for pair in others]) + extra
+    around = before, after, len(before) + 2 + len(after)
+    if around[2] < _SMALL:
+        if len(_around) >= _MAX_KEPT:
+            _around.clear()
+        _around[content_type, others, extra] = around
+    return around
 
 
 def _sized_text(value: str) -> bytes:

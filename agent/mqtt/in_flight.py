@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 from agent.errors import TransientError
 from agent.messages import Outbound
 from agent.mqtt.codec import DUP, PUBACK_HEAD
-from agent.values import dataclass
 
 Done = Callable[[], None]
 Refused = Callable[[str, bool], None]
@@ -29,23 +30,27 @@ SUSPECT_AFTER = 3
 GIVE_UP_AFTER = 6
 
 
-@dataclass(slots=True, eq=False)
-class Departure:
+class Departure(NamedTuple):
     """A QoS 1 message on its way.
 
     Attributes:
         packet: encoded, in the version that the link speaks.
+        refused: called in place of `done` where the broker refuses it, with why and whether it may take it later.
         sent: it was written to a connection, this one or an earlier one.
         losses: connections that the broker closed while this was the oldest message without PUBACK.
-        refused: called in place of `done` where the broker refuses it, with why and whether it may take it later.
     """
 
     out: Outbound
     done: Done | None
     packet: bytes
-    refused: Refused | None = None
-    sent: bool = False
-    losses: int = 0
+    refused: Refused | None
+    sent: bool
+    losses: int
+
+
+# What `Departure(..)` does, without a call in Python.
+_departure: Callable[[tuple[Outbound, Done | None, bytes, Refused | None, bool, int]], Departure]
+_departure = partial(tuple.__new__, Departure)
 
 
 class Departures:
@@ -89,14 +94,18 @@ class Departures:
             packet_id = self.next_id()
         else:
             self._last_id = packet_id
-        departure = Departure(out, done, encode(out, packet_id), refused)
-        messages[packet_id] = departure
+        packet = encode(out, packet_id)
         if self._waiting or outstanding >= self._limit or self._one_by_one or self._write is None:
+            messages[packet_id] = _departure((out, done, packet, refused, False, 0))
             self._waiting.append(packet_id)
             self._fill()
         else:
-            departure.sent = True
-            self._write(departure.packet)
+            messages[packet_id] = _departure((out, done, packet, refused, True, 0))
+            self._write(packet)
+
+    def divert(self, packet_id: int, done: Done, refused: Refused) -> None:
+        """Changes what is called for a message."""
+        self.messages[packet_id] = self.messages[packet_id]._replace(done=done, refused=refused)
 
     def connected(self, write: Callable[[bytes], None], limit: int, encode: Encode | None) -> None:
         """A new connection: sends again what is unacknowledged, in order.
@@ -109,7 +118,7 @@ class Departures:
         self._limit = max(1, min(limit, WINDOW))
         if encode is not None:
             for packet_id, departure in self.messages.items():
-                departure.packet = encode(departure.out, packet_id)
+                self.messages[packet_id] = departure._replace(packet=encode(departure.out, packet_id))
         self._waiting = deque(self.messages)
         self._fill()
 
@@ -127,7 +136,7 @@ class Departures:
         if not suspicious or not in_flight:
             return None
         packet_id, oldest = next(iter(self.messages.items()))
-        oldest.losses += 1
+        self.messages[packet_id] = oldest = oldest._replace(losses=oldest.losses + 1)
         if oldest.losses >= SUSPECT_AFTER:
             self._one_by_one = max(self._one_by_one, in_flight)
         if oldest.losses >= GIVE_UP_AFTER and in_flight == 1:
@@ -150,58 +159,72 @@ class Departures:
 
     def _fill(self) -> None:
         while self._write is not None and self._waiting and len(self.messages) - len(self._waiting) < self._window():
-            self._depart(self.messages[self._waiting.popleft()])
+            self._depart(self._waiting.popleft())
 
-    def _depart(self, departure: Departure) -> None:
+    def _depart(self, packet_id: int) -> None:
         assert self._write is not None
+        departure = self.messages[packet_id]
+        packet = departure.packet
         if departure.sent:
-            departure.packet = bytes((departure.packet[0] | DUP,)) + departure.packet[1:]
-        departure.sent = True
-        self._write(departure.packet)
+            packet = bytes((packet[0] | DUP,)) + packet[1:]
+        self.messages[packet_id] = departure._replace(packet=packet, sent=True)
+        self._write(packet)
 
 
 class Arrivals:
     """QoS 1 messages received on one connection, until their PUBACK left.
 
     Attributes:
-        order: [ticket, packet id, 1 where acknowledged], oldest first.
+        order: their packet ids, oldest first; negative where acknowledged, behind one that is not.
     """
 
-    __slots__ = ("_by_ticket", "_ticket", "order")
+    __slots__ = ("_done", "_next", "_write", "order")
 
     def __init__(self) -> None:
-        self._ticket = 0
-        self.order: deque[list[int]] = deque()
-        self._by_ticket: dict[int, list[int]] = {}
+        self.order: deque[int] = deque()
+        self._next = 1  # ticket; those of `order` are the ones before it, in a row
+        self._done: dict[int, object] = {}  # what the acknowledged ones in it were, by ticket
+        self._write: Callable[[bytes, object], None]
 
     def __len__(self) -> int:
         return len(self.order)
 
+    def connected(self, write: Callable[[bytes, object], None]) -> None:
+        """A new connection, on which PUBACKs leave by `write`, called with each one and what it acknowledges."""
+        self._write = write
+
     def add(self, packet_id: int) -> int:
         """A new ticket, above 0 and never given again, for the message with this packet id."""
-        self._ticket += 1
-        entry = [self._ticket, packet_id, 0]
-        self.order.append(entry)
-        self._by_ticket[self._ticket] = entry
-        return self._ticket
+        ticket = self._next
+        self._next = ticket + 1
+        self.order.append(packet_id)
+        return ticket
 
-    def ack(self, ticket: int) -> bytes:
-        """The PUBACKs that may leave now; empty where an older message is still without its own.
+    def ack(self, ticket: int, of: object = None) -> None:
+        """Writes the PUBACKs that may leave now; none where an older message is still without its own.
 
         Idempotent; a ticket of an earlier connection changes nothing.
-        """
-        entry = self._by_ticket.get(ticket)
-        if entry is None:
-            return b""
-        entry[2] = 1
-        order, leaving = self.order, b""
-        while order and order[0][2]:
-            done = order.popleft()
-            del self._by_ticket[done[0]]
-            leaving += PUBACK_HEAD + done[1].to_bytes(2, "big")
-        return leaving
 
-    def forget(self) -> None:
-        """The connection is gone, and with it the meaning of its packet ids."""
+        Args:
+            of: the message, for who asks what was not acknowledged when the connection was lost.
+        """
+        order = self.order
+        older = ticket - self._next + len(order)
+        if older > 0:
+            order[older] = -abs(order[older])
+            self._done[ticket] = of
+        elif older == 0:
+            self._write(PUBACK_HEAD + order.popleft().to_bytes(2, "big"), of)
+            while order and order[0] < 0:
+                ticket += 1
+                self._write(PUBACK_HEAD + (-order.popleft()).to_bytes(2, "big"), self._done.pop(ticket))
+
+    def forget(self) -> list[object]:
+        """The connection is gone, and with it the meaning of its packet ids.
+
+        Returns:
+            what was acknowledged while something older was not.
+        """
         self.order.clear()
-        self._by_ticket.clear()
+        done, self._done = self._done, {}
+        return list(done.values())

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 from agent import settings
 from agent.errors import AgentError, RejectedError, TransientError
@@ -23,7 +24,7 @@ from agent.mqtt import codec
 from agent.mqtt.connecting import address_of
 from agent.mqtt.control import RECEIVE_MAXIMUM, SESSION_EXPIRY_S, Identity
 from agent.mqtt.filters import FilterSet
-from agent.mqtt.in_flight import Arrivals, Departure, Departures, Done, Refused
+from agent.mqtt.in_flight import Arrivals, Departure, Departures, Done, Encode, Refused
 from agent.mqtt.reasons import FOR_NOW, name_of
 from agent.mqtt.reconnecting import STABLE_S, STOP_TIMEOUT_S, Keeper
 from agent.mqtt.session import Session, Terms
@@ -54,6 +55,12 @@ class Link:
         session_expiry_s: how long the broker keeps the session, seconds; 0 for a short-lived client.
 
     Attributes:
+        ack: acknowledges the message of a ticket; the PUBACK leaves when all older ones are acknowledged, with the
+            next packet or some milliseconds later. Idempotent; a ticket of an earlier connection changes nothing. A
+            second argument is what stands for the message in `not_acknowledged`.
+        not_acknowledged: while `on_down` runs: what `ack` was called for, and the PUBACK did not leave.
+        outstanding: QoS 1 messages published and not yet acknowledged by the broker, over reconnects, oldest first.
+        divert: changes what is called for one of them.
         session_present: the broker knew the session when it last connected.
     """
 
@@ -88,10 +95,16 @@ class Link:
         self._retained = frozenset(retained)
         self._departures = Departures()
         self._arrivals = Arrivals()
+        self.ack = self._arrivals.ack
+        self.not_acknowledged: list[object] = []
+        self.outstanding: Mapping[int, Departure] = self._departures.messages
+        self.divert = self._departures.divert
         self._session: Session | None = None  # only while connected
         self._stream: PacketStream | None = None  # the session's, only while connected
         self._max_packet_bytes = codec.MAX_PACKET_BYTES
         self._encoded_for = 0
+        self._encode_any: Encode
+        self._encode: Encode  # refuses what this broker does not take
         self._up_since = self._asked_at = 0.0
         self._keeper = Keeper(settings, identity, self, self._departures.next_id, max_backoff_s)
         self._waiting: list[asyncio.Future[None]] = []
@@ -120,16 +133,6 @@ class Link:
     def unacknowledged(self) -> int:
         """Messages received on this connection whose PUBACK has not left."""
         return len(self._arrivals.order)
-
-    @property
-    def outstanding(self) -> int:
-        """QoS 1 messages published and not yet acknowledged by the broker, over reconnects."""
-        return len(self._departures.messages)
-
-    @property
-    def under_way(self) -> Collection[Departure]:
-        """The same, oldest first."""
-        return self._departures.messages.values()
 
     @property
     def refused(self) -> dict[str, int]:
@@ -181,13 +184,6 @@ class Link:
         if done is not None:
             done()
 
-    def ack(self, ticket: int) -> None:
-        """Acknowledges a message; the PUBACK leaves when all older ones are acknowledged. Idempotent; a ticket of an
-        earlier connection changes nothing."""
-        leaving = self._arrivals.ack(ticket)
-        if leaving and self._stream is not None:
-            self._stream.write(leaving)
-
     def set_filters(self, filters: Iterable[str]) -> None:
         """The filters that are wanted from now on. Filters that MQTT does not allow are logged and left out."""
         wanted = []
@@ -221,8 +217,12 @@ class Link:
         self._up_since = asyncio.get_running_loop().time()
         self._max_packet_bytes = terms.max_packet_bytes
         logger.info("link %s: connected to %s, MQTT %s", self.name, self._address, {4: "3.1.1"}.get(self.protocol, "5"))
+        self._encode_any = partial(codec.encode_publish, self._own_encoded if self.protocol == 5 else None)
+        unlimited = self._max_packet_bytes >= codec.MAX_PACKET_BYTES
+        self._encode = self._encode_any if unlimited else self._encode_within
         encode = self._encode_again if self._encoded_for not in (0, self.protocol) else None
         self._encoded_for = self.protocol
+        self._arrivals.connected(self._stream.write_late)
         self._departures.connected(self._stream.write, terms.receive_maximum, encode)
         self._filters.connected(terms.session_present)
         self._subscribe()
@@ -284,9 +284,10 @@ class Link:
     # inside
 
     def _down(self, suspicious: bool = False) -> None:
-        self._arrivals.forget()
-        if not self.connected:
+        left_behind = self._arrivals.forget()
+        if not self.connected or self._stream is None:
             return
+        self.not_acknowledged = [*self._stream.not_acknowledged, *left_behind]
         self.connected = False
         self._session = self._stream = None
         given_up = self._departures.disconnected(suspicious)
@@ -294,6 +295,7 @@ class Link:
         if given_up is not None:
             self._lost(given_up, "given up: the broker closes the connection each time it is sent")
         self._guarded(self._on_down)
+        self.not_acknowledged = []
 
     def _subscribe(self) -> None:
         session = self._session
@@ -319,9 +321,8 @@ class Link:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _encode(self, out: Outbound, packet_id: int) -> bytes:
-        properties = codec.encode_properties(out.properties, self._own_encoded) if self.protocol == 5 else None
-        packet = codec.encode_publish(out, packet_id, properties)
+    def _encode_within(self, out: Outbound, packet_id: int) -> bytes:
+        packet = self._encode_any(out, packet_id)
         if len(packet) > self._max_packet_bytes:
             raise RejectedError(
                 "MESSAGE_TOO_LARGE",
@@ -333,13 +334,10 @@ class Link:
 
     def _encode_again(self, out: Outbound, packet_id: int) -> bytes:
         """For the other version, without refusing what was taken: what cannot be said in it is left out."""
-        properties = None
-        if self.protocol == 5:
-            try:
-                properties = codec.encode_properties(out.properties, self._own_encoded)
-            except RejectedError:
-                properties = codec.encode_properties(NO_PROPERTIES, self._own_encoded)
-        return codec.encode_publish(out, packet_id, properties)
+        try:
+            return self._encode_any(out, packet_id)
+        except RejectedError:
+            return self._encode_any(out._replace(properties=NO_PROPERTIES), packet_id)
 
     def _lost(self, departure: Departure, why: str, *, for_now: bool = False) -> None:
         if departure.refused is not None:

@@ -10,6 +10,7 @@ turn. It knows a packet's length and first byte, and PUBACK, the shortest.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ from typing import Protocol, cast
 
 from agent.loop import turn_of
 from agent.mqtt.codec import PUBACK, PUBLISH, MalformedError, read_varint
+from agent.mqtt.pace import LOOK_S, Pace
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,9 @@ READ_BYTES = 64 * 1024
 # How long what was read may wait for something to be written, which acknowledges it too, before the kernel is told to
 # acknowledge it. Linux by itself waits 40 ms, and a broker without TCP_NODELAY holds its next packet as long. At each
 # read it cost one request at a time 4 % more processor: a call, and a segment that carries nothing.
-ACKNOWLEDGE_S = 0.005
+ACKNOWLEDGE_S = LOOK_S
+MOST_LATE = 8  # acknowledgements that wait for a packet
+_ACKNOWLEDGEMENT_BYTES = 4
 # A packet larger than this is refused: what it would take is missing elsewhere on a small device. MQTT 5 brokers are
 # told and leave such messages out.
 MAX_PACKET_BYTES = 64 * 1024 * 1024
@@ -64,6 +68,9 @@ class PacketStream(asyncio.BufferedProtocol):
         self._wanted = 2
         self._out: list[bytes] = []
         self._flushing = False
+        self._pace = Pace()
+        self._late: list[bytes] = []
+        self._late_for: list[object] = []
         self._clogged = False  # the transport has what could not be written, or had
         self._ended = False
         self._unanswered = False  # something was read since it last wrote
@@ -76,6 +83,30 @@ class PacketStream(asyncio.BufferedProtocol):
     def congested(self) -> bool:
         """Whether the kernel takes no more and bytes pile up here."""
         return not self._writable.is_set()
+
+    @property
+    def brisk(self) -> bool:
+        """Whether acknowledgements wait for the next packet."""
+        return self._pace.brisk
+
+    @property
+    def not_acknowledged(self) -> list[object]:
+        """What `write_late` was called for and has not left."""
+        return self._late_for
+
+    def write_late(self, packet: bytes, of: object) -> None:
+        """Queues an acknowledgement, which may wait for the next packet, two looks at most.
+
+        Args:
+            of: what it acknowledges, for `not_acknowledged`.
+        """
+        if not self._pace.brisk:
+            self.write(packet)
+            return
+        self._late.append(packet)
+        self._late_for.append(of)
+        if len(self._late) >= MOST_LATE:
+            self.write(b"")
 
     def write(self, packet: bytes) -> None:
         """Queues a packet; it leaves with the others of this turn of the loop."""
@@ -91,6 +122,10 @@ class PacketStream(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Writes what is queued, in one write."""
         self._flushing = False
+        late_for = self._late_for
+        if self._late:
+            self._out[:0] = self._late
+            self._late, self._late_for = [], []
         if self._ended:
             self._out.clear()  # an acknowledgement after our DISCONNECT: the broker sends that message again
         elif self._out and self._transport is not None:
@@ -107,6 +142,7 @@ class PacketStream(asyncio.BufferedProtocol):
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
+                self._late_for = late_for
                 self.abort(error)
                 return
             self._clogged = sent < len(data)
@@ -209,21 +245,43 @@ class PacketStream(asyncio.BufferedProtocol):
             receiver, self._receiver = self._receiver, None
             receiver.stream_lost(self._error or exc)
 
-    def _acknowledge(self) -> None:
-        """Has the kernel acknowledge what was read, unless something was written since, which did that as well."""
+    def _look_later(self) -> None:
+        self._looking_after = True
+        self._loop.call_later(ACKNOWLEDGE_S, self._look)
+
+    def _look(self) -> None:
+        """Keeps to the pace, and has the kernel acknowledge what was read, unless something was written since.
+
+        What was written did that as well.
+        """
         self._looking_after = False
+        if self._plain is not None:
+            pace, before = self._pace, self._pace.brisk
+            if pace.look():
+                self._look_later()
+            if pace.brisk != before:
+                self._change_pace(self._plain)
         if self._unanswered and self._socket is not None and _TCP_QUICKACK is not None:
             try:
                 self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_QUICKACK, 1)
             except OSError:
                 self._socket = None  # closed under us; connection_lost comes
 
+    def _change_pace(self, plain: socket.socket) -> None:
+        """Has the kernel wake us for the broker's acknowledgements only when more comes, or for all again."""
+        with contextlib.suppress(OSError):  # closed under us
+            size = _ACKNOWLEDGEMENT_BYTES + 1 if self.brisk else 1
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+        if not self.brisk:
+            self._read()  # what did not wake us: older kernels do not look again
+            self.flush()
+
     def _received(self, data: bytes) -> None:
         """Hands on the packets that are complete with `data`, and keeps the rest."""
         self._unanswered = True
+        self._pace.heard += 1
         if not self._looking_after:
-            self._looking_after = True
-            self._loop.call_later(ACKNOWLEDGE_S, self._acknowledge)
+            self._look_later()
         if self._parts:
             self._parts.append(data)
             self._held += len(data)

@@ -13,7 +13,7 @@ duplicate, since another one may truly be new.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from agent.errors import AgentError
@@ -71,7 +71,7 @@ class Delivery:
 
 
 class Ports(Protocol):
-    def ack(self, link: str, ticket: int) -> None: ...
+    def ack_on(self, link: str) -> Callable[[int, Delivery], None]: ...
     def window(self, link: str) -> int: ...
     def put_inbox(self, delivery: Delivery, committed: Callable[[], None]) -> None: ...
     def drop_inbox(self, key: str) -> None: ...
@@ -79,6 +79,25 @@ class Ports(Protocol):
     def now(self) -> float: ...
     def keeps_up(self) -> bool: ...
     def crowded(self, delivery: Delivery) -> bool: ...
+
+
+class _Line:
+    """What of one link's connection is not acknowledged.
+
+    Attributes:
+        ack: takes a message's ticket, and the delivery, for `Deliveries.link_down`.
+        window: how many unacknowledged messages its broker sends.
+        unacked: the deliveries, by key.
+        fresh: of these what is not in the inbox either.
+    """
+
+    __slots__ = ("ack", "fresh", "unacked", "window")
+
+    def __init__(self, ack: Callable[[int, Delivery], None], window: int) -> None:
+        self.ack = ack
+        self.window = window
+        self.unacked: dict[str, Delivery] = {}
+        self.fresh: dict[str, Delivery] = {}
 
 
 class Deliveries:
@@ -92,9 +111,7 @@ class Deliveries:
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
         self.on_over: Callable[[Delivery], None] | None = None
-        self._unacked: dict[str, dict[str, Delivery]] = {}
-        self._fresh: dict[str, dict[str, Delivery]] = {}  # of these what is not in the inbox either
-        self._windows: dict[str, int] = {}  # of the links' connections
+        self._lines: dict[str, _Line] = {}  # by link
         self._running: dict[str, Delivery] = {}
         self.stale: dict[str, dict[object, list[Delivery]]] = {}
         self._timer_set = False
@@ -113,14 +130,14 @@ class Deliveries:
             return False
         self._unstale(match)
         match.message.ticket = message.ticket
+        line = self._line(message.link)
         if match.acked or match.open == 0:
             match.acked = True
-            self._ports.ack(message.link, message.ticket)
+            line.ack(message.ticket, match)
         else:
-            unacked, fresh = self._open_on(message.link)
-            unacked[match.key] = match
+            line.unacked[match.key] = match
             if not match.inboxed:
-                fresh[match.key] = match
+                line.fresh[match.key] = match
         return True
 
     def begin(self, delivery: Delivery, *, ready: bool) -> None:
@@ -129,32 +146,31 @@ class Deliveries:
         if delivery.acked:
             return
         link, key = delivery.message.link, delivery.key
-        try:
-            unacked, fresh = self._unacked[link], self._fresh[link]
-        except KeyError:
-            unacked, fresh = self._open_on(link)
-        unacked[key] = fresh[key] = delivery
-        window = self._windows.get(link) or self._window(link)
-        if not ready:
-            self._commit_up_to(delivery, fresh)
-        elif 2 * len(unacked) > window:
-            self._commit_first(fresh)
-        if len(unacked) > window:
-            # mosquitto 2.0.11 sends more than it may after a reconnect. Such messages are in memory in any case; up to
-            # some thousands they had better wait there than be refused.
-            delivery.surplus = len(unacked) <= SURPLUS_WINDOWS * window
+        line = self._lines.get(link) or self._line(link)
+        line.unacked[key] = line.fresh[key] = delivery
+        if not ready or 2 * len(line.unacked) > line.window:
+            self._keep_moving(line, delivery, ready=ready)
         if not self._timer_set:
             self._timer_set = True
             self._ports.later(HELD_S, self._commit_old)
 
-    def _open_on(self, link: str) -> tuple[dict[str, Delivery], dict[str, Delivery]]:
-        """What of a link is not acknowledged, and what of that is not in the inbox either."""
-        return self._unacked.setdefault(link, {}), self._fresh.setdefault(link, {})
+    def _keep_moving(self, line: _Line, delivery: Delivery, *, ready: bool) -> None:
+        """Sees to it that what comes next is sent, too: the window is half used, or a function takes its time."""
+        if ready:
+            self._commit_first(line.fresh)
+        else:
+            self._commit_up_to(delivery, line.fresh)
+        if len(line.unacked) > line.window:
+            # mosquitto 2.0.11 sends more than it may after a reconnect. Such messages are in memory in any case; up to
+            # some thousands they had better wait there than be refused.
+            delivery.surplus = len(line.unacked) <= SURPLUS_WINDOWS * line.window
 
-    def _window(self, link: str) -> int:
-        """Of the link's connection, which is asked for it once."""
-        window = self._windows[link] = self._ports.window(link)
-        return window
+    def _line(self, link: str) -> _Line:
+        """That of the link's connection, which is asked for its window once."""
+        line = self._lines.get(link)
+        if line is None:
+            line = self._lines[link] = _Line(self._ports.ack_on(link), self._ports.window(link))
+        return line
 
     def restore(self, delivery: Delivery) -> None:
         """Takes up a delivery that the inbox kept over a restart; a redelivery of it may still come."""
@@ -181,12 +197,16 @@ class Deliveries:
             for follower in delivery.followers:
                 self.release(follower)
 
-    def link_down(self, link: str) -> None:
-        """The link's connection is gone, and with it all its acknowledgements."""
-        self._unacked.pop(link, None)
-        self._fresh.pop(link, None)
-        self._windows.pop(link, None)
+    def link_down(self, link: str, not_acknowledged: Iterable[Delivery] = ()) -> None:
+        """The link's connection is gone, and with it all its acknowledgements.
+
+        Args:
+            not_acknowledged: those given to the link whose PUBACK it has not sent.
+        """
+        self._lines.pop(link, None)
         self._forget_settled(link)
+        for delivery in not_acknowledged:
+            self._make_stale(delivery)
         for delivery in self._running.values():
             if delivery.message.link == link and delivery.message.ticket and not delivery.stale:
                 self._make_stale(delivery)
@@ -205,11 +225,10 @@ class Deliveries:
     def _ack(self, delivery: Delivery) -> None:
         delivery.acked = True
         message, key = delivery.message, delivery.key
-        link = message.link
-        if link in self._unacked:
-            self._unacked[link].pop(key, None)
-            self._fresh[link].pop(key, None)
-        self._ports.ack(link, message.ticket)
+        line = self._lines.get(message.link) or self._line(message.link)
+        line.unacked.pop(key, None)
+        line.fresh.pop(key, None)
+        line.ack(message.ticket, delivery)
 
     def _commit(self, delivery: Delivery) -> None:
         if delivery.inboxed or not self._ports.keeps_up():
@@ -218,7 +237,7 @@ class Deliveries:
         if held_s < CROWDED_S and self._ports.crowded(delivery):
             return
         delivery.inboxed = True
-        self._fresh.get(delivery.message.link, {}).pop(delivery.key, None)
+        self._line(delivery.message.link).fresh.pop(delivery.key, None)
         self._ports.put_inbox(delivery, lambda: self._committed(delivery))
 
     def _committed(self, delivery: Delivery) -> None:
@@ -249,8 +268,8 @@ class Deliveries:
     def _commit_old(self) -> None:
         self._timer_set = False
         now, nearest = self._ports.now(), None
-        for fresh in self._fresh.values():
-            for delivery in list(fresh.values()):
+        for line in self._lines.values():
+            for delivery in list(line.fresh.values()):
                 left = delivery.message.received_s + HELD_S - now
                 if left > 0.001:
                     nearest = left if nearest is None else min(nearest, left)
