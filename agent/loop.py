@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 T = TypeVar("T")
 Flush = Callable[[], None]
 Read = Callable[[], None]
-_OUT = select.EPOLLOUT
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
 class Turn:
@@ -179,23 +179,35 @@ class _Selector(selectors.BaseSelector):
             events = poll(timeout)
             turn.reading = True
             for descriptor, event in events:
-                read = readers.get(descriptor)
-                if read is None or event & _OUT:
-                    found += self._event(descriptor, event)
-                if read is not None and event != _OUT:
+                if event == _IN and descriptor in readers:  # nearly always
                     try:
-                        read()
+                        readers[descriptor]()
                     except Exception as error:
                         self.failed(error)
+                else:
+                    found += self._other_event(descriptor, event)
             turn.reading = False
             if turn.due:
-                turn.flush()
-            if found or self.asked or not events:
+                due, turn.due = turn.due, []
+                for flush in due:
+                    flush()
+            if self.asked or found or not events:
                 return found
             if until is not None:
                 timeout = until - monotonic()
                 if timeout <= 0:
                     return found
+
+    def _other_event(self, descriptor: int, event: int) -> list[tuple[selectors.SelectorKey, int]]:
+        """asyncio's, and what happens to our readers' descriptors but for having something to read."""
+        read = self._readers.get(descriptor)
+        found = self._event(descriptor, event) if read is None or event & _OUT else []
+        if read is not None and event != _OUT:
+            try:
+                read()
+            except Exception as error:
+                self.failed(error)
+        return found
 
     def _event(self, descriptor: int, event: int) -> list[tuple[selectors.SelectorKey, int]]:
         key = self._keys.get(descriptor)

@@ -135,7 +135,7 @@ class Calls:
             call.request = str(own) if type(own) is int else _text("The request's id", own)
 
     def answer(self, call: Call, result: Any) -> list[frames.Buffer]:
-        """The RESULT frame for what a handler returned and published.
+        """The frame for what a handler returned and published, a RESULT or JSON_RESULT.
 
         Raises:
             RequestError: RESULT_NOT_ENCODABLE.

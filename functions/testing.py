@@ -255,6 +255,8 @@ class Function:
             return refused
         if self._timeout_s is not None and seconds > self._timeout_s:
             return RefusedError("FUNCTION_TIMEOUT", f"It took {seconds:.3f} s, its Timeout is {self._timeout_s:g} s.")
+        if header[0] == frames.JSON_RESULT:
+            header = [frames.RESULT, n, header[2], None, [[None, JSON, len(body)]], None]
         _, _, request, reply_to, layout, plain, *more = header
         parts = _Parts(body)
         outputs = tuple(_output(own or f"{topic}/{self.id}", kind, parts.next(size)) for own, kind, size in layout)

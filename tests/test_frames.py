@@ -52,8 +52,7 @@ def test_large_bodies_are_the_same_however_they_are_read(sent, cuts, waits):
 @given(st.integers(0, 2**64 - 1), st.text(max_size=63), st.binary(max_size=300))
 def test_a_plain_result_is_what_msgpack_makes_of_it(n, request, body):
     made = frames.pack_json_result(n, request.encode(), body)
-    header = [frames.RESULT, n, request, None, [[None, "application/json", len(body)]], None]
-    assert frames.FrameReader().feed(made) == [(header, body)]
+    assert frames.FrameReader().feed(made) == [([frames.JSON_RESULT, n, request], body)]
 
 
 def _waiting(sock: socket.socket) -> bytes:

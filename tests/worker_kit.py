@@ -33,7 +33,7 @@ JSON, MSGPACK, BINARY = "application/json", "application/msgpack", "application/
 
 
 class Outcome(NamedTuple):
-    """A RESULT or ERROR frame, taken apart.
+    """A RESULT, JSON_RESULT or ERROR frame, taken apart.
 
     Attributes:
         outputs: (topic, content type, body) each.
@@ -57,6 +57,9 @@ class Outcome(NamedTuple):
 
 def opened(header: Sequence[Any], body: bytes) -> Outcome:
     """The outcome in a frame."""
+    if header[0] == frames.JSON_RESULT:
+        _, n, request = header
+        return Outcome(n, request, None, [(None, JSON, body)], None, None)
     kind, n, request, reply_to = header[:4]
     if kind == frames.ERROR:
         assert not body

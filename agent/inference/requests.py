@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from agent.errors import AgentError, FunctionError
 from agent.values import dataclass
@@ -78,8 +78,7 @@ class Kept:
     made: tuple[str, bytes] | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Answer:
+class Answer(NamedTuple):
     """What a function made of a request.
 
     Attributes:

@@ -22,6 +22,7 @@ from agent.inference.pool import Pool
 from agent.inference.requests import Answer, Examination, Failure, FunctionCall, Kept, Reply, Request, Worker
 from agent.inference.vitals import MemoryWatch, Pulse
 from agent.inference.wire import Wire, pair
+from agent.messages import JSON
 from functions import frames
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ DRAIN_S: Final = 30.0
 KEPT_LINES: Final = 20
 MAX_CALLS: Final = 1024  # of one worker, that wait for their reply
 Examined = Callable[[AgentError | None], None]
+# What `Answer(..)` does, without a call in Python.
+_answer: Callable[[tuple[object, ...]], Answer] = functools.partial(tuple.__new__, Answer)
 
 
 class WorkerProcess:
@@ -39,7 +42,7 @@ class WorkerProcess:
         self.spec = spec
         self._pool = pool
         self._near = nearness
-        self._unanswered = 0
+        self._origin = spec.origin
         self._loop = loop
         self._ready = False
         self._closed = False
@@ -93,7 +96,6 @@ class WorkerProcess:
             if near.alone % ENOUGH == 0:
                 near.consider(self.pid, self._pool.slots[self].service_s)
         near.open += 1
-        self._unanswered += 1
         header = [frames.REQUEST, n, request.topic, request.content_type, request.id, request.wants_answer]
         if request.client_context is not None:
             header.append(request.client_context)
@@ -133,11 +135,16 @@ class WorkerProcess:
 
     def _on_frame(self, header: list[Any], body: bytes) -> None:
         kind = header[0]
-        if kind == frames.RESULT:
-            self._answered()
+        if kind == frames.JSON_RESULT:  # nearly always
+            self._near.open -= 1
+            _, n, request_id = header
+            answer = _answer((self._origin, request_id, None, [(None, JSON, body)], None, (), False))
+            self._pool.on_result(self, n, answer)
+        elif kind == frames.RESULT:
+            self._near.open -= 1
             self._pool.on_result(self, header[1], self._answer(header, body))
         elif kind == frames.ERROR:
-            self._answered()
+            self._near.open -= 1
             _, n, request_id, reply_to, code, message = header
             failure = Failure(self.spec.origin, FunctionError(code, message), request_id, reply_to)
             self._pool.on_result(self, n, failure)
@@ -150,10 +157,6 @@ class WorkerProcess:
             self._examinations.pop(n)(FunctionError(code, message) if code else None)
         elif kind == frames.FAILED:
             self._reason = self._reason or FunctionError(header[1], header[2])
-
-    def _answered(self) -> None:
-        self._unanswered -= 1
-        self._near.open -= 1
 
     def _on_call(self, header: list[Any], body: bytes) -> None:
         _, n, operation, arguments, during = header
@@ -190,9 +193,6 @@ class WorkerProcess:
         self._pool.on_ready(self, int(facts["max_batch"]), settles_late=bool(facts.get("settles_late")))
 
     def _answer(self, header: list[Any], body: bytes) -> Answer:
-        if len(header) == 6 and len(header[4]) == 1 and header[5] is None:  # most are one result and no more
-            _, _, request_id, reply_to, [[topic, content_type, _]], _ = header
-            return Answer(self.spec.origin, request_id, reply_to, [(topic, content_type, body)])
         _, _, request_id, reply_to, layout, plain, *more = header
         outputs: list[tuple[str | None, str, bytes]] = []
         at = 0
@@ -202,7 +202,7 @@ class WorkerProcess:
         answer = (plain[0], body[at : at + plain[1]]) if plain else None
         kept = _kept(more[0], body, at + (plain[1] if plain else 0)) if more else ()
         returned = plain is not None and len(plain) > 2
-        return Answer(self.spec.origin, request_id, reply_to, outputs, answer, kept, returned)
+        return Answer(self._origin, request_id, reply_to, outputs, answer, kept, returned)
 
     def _on_nonsense(self, error: Exception) -> None:
         self.kill(FunctionError("WORKER_CRASHED", f"The worker sent what is no frame: {error}."))
@@ -265,8 +265,8 @@ class WorkerProcess:
 
     def _close(self) -> None:
         self._closed = True
-        self._near.forget(self.pid, self._unanswered)
-        self._unanswered = 0
+        slot = self._pool.slots.get(self)
+        self._near.forget(self.pid, len(slot.in_flight) if slot is not None else 0)
         for timer in self._timers:
             timer.cancel()
         if self._memory is not None:

@@ -79,10 +79,11 @@ def correlation_text(correlation: bytes) -> str:
 
 def provenance(request_id: str, origin: Origin) -> tuple[tuple[str, str], ...]:
     """Which request, model, version and deployment a result comes from: the user properties, and ``meta``."""
-    return (("request", request_id), *_origin_pairs(origin.model, origin.version, origin.deployment))
+    return (("request", request_id), *origin_pairs(origin.model, origin.version, origin.deployment))
 
 
 @lru_cache(maxsize=256)
-def _origin_pairs(model: str | None, version: str | None, deployment: str | None) -> tuple[tuple[str, str], ...]:
+def origin_pairs(model: str | None, version: str | None, deployment: str | None) -> tuple[tuple[str, str], ...]:
+    """What of it is the same for all results of a worker."""
     pairs = (("model", model), ("version", version), ("deployment", deployment))
     return tuple((name, value) for name, value in pairs if value is not None)

@@ -100,7 +100,7 @@ class Exchange:
         """Takes a message of a link and sees to its acknowledgement."""
         if self._deliveries.stale and self._deliveries.join(message):
             return
-        way = self._subscriptions.way(message.link, message.topic)
+        way = self._subscriptions.ways[message.link, message.topic]
         self._number += 1
         delivery = Delivery(f"{self._prefix}{self._number}", message, way.targets)
         if way.functions:
@@ -108,7 +108,12 @@ class Exchange:
             if before is not None:
                 self._answer_again(delivery, before)
                 return
-        self._open(delivery, way)
+        function = way.only
+        if function is None:
+            self._open(delivery, way)
+        else:  # nearly always
+            self._deliveries.begin(delivery, ready=self._ports.ready(function))
+            self._submit(function, delivery)
 
     def _key(self) -> str:
         self._number += 1
@@ -192,7 +197,7 @@ class Exchange:
         problem = name_problem(message.topic)
         if problem is not None:
             raise RejectedError("BAD_RESULT_TOPIC", f"{source}: {problem}.")
-        way = self._subscriptions.way(source, message.topic)
+        way = self._subscriptions.ways[source, message.topic]
         delivery = Delivery(self._key(), message, way.targets)
         delivery.hops = hops
         full = [f for f in way.functions if strict and not self._ports.has_room(f, len(message.payload))]
@@ -214,10 +219,7 @@ class Exchange:
         for function in way.functions:
             ready = ready and self._ports.ready(function)
         self._deliveries.begin(delivery, ready=ready)
-        if len(way.targets) == 1 and way.functions:  # nearly always
-            self._submit(way.functions[0], delivery)
-        else:
-            self._run(delivery, way)
+        self._run(delivery, way)
 
     def _run(self, delivery: Delivery, way: Way) -> None:
         """Gives it to all its targets. It is open for each function; without one, until this is done."""

@@ -18,6 +18,7 @@ from agent.routing.answers import (
     answer_topic_problem,
     error_payload,
     kind_of,
+    origin_pairs,
     own_filters,
     provenance,
     read_envelope,
@@ -56,6 +57,7 @@ class WaysOut(Protocol):
 
 # What `Properties(..)` does, without a call in Python.
 _properties: Callable[[tuple[object, ...]], Properties] = partial(tuple.__new__, Properties)
+_outbound: Callable[[tuple[object, ...]], Outbound] = partial(tuple.__new__, Outbound)
 PassOn = Callable[[str, str, str | None, bytes, Delivery, int], None]
 
 
@@ -87,33 +89,32 @@ class Outcomes:
     def settle(self, request: Request, outcome: Answer | Failure) -> None:
         """Takes the one outcome of a request."""
         delivery: Delivery = request.context
-        if type(outcome) is Answer:
-            self._carry_on(request, outcome, delivery)
-        else:
-            assert isinstance(outcome, Failure)
+        if type(outcome) is Failure:
             self.report(request, outcome)
+            self._deliveries.release(delivery)
+            return
+        assert type(outcome) is Answer
+        origin, request_id, reply_to, outputs, _, kept, _ = outcome
+        if request_id != delivery.key and not request.hops:
+            delivery.named = True
+        user = (("request", request_id), *origin_pairs(origin.model, origin.version, origin.deployment))
+        for topic, content_type, payload in outputs:
+            if topic is None:  # below a topic that came in; its length is the link's to judge
+                topic = f"{request.topic}/{request.function}"
+            elif problem := name_problem(topic):
+                error = RejectedError("BAD_RESULT_TOPIC", f"Function {request.function}: {problem}.")
+                self._refuse(request, outcome, error)
+                continue
+            self._publish(request, outcome, topic, content_type, payload, user)
+        if (reply_to or request.wants_answer) and not request.hops:
+            self._respond(request, outcome, delivery, user)
+        traits = self.traits.get(request.function)
+        if kept or (traits is not None and traits.captured):
+            self._capture(request, outcome, delivery)
         if delivery.open > 1:  # nearly always: for what was just sent
             delivery.open -= 1
         else:
             self._deliveries.release(delivery)
-
-    def _carry_on(self, request: Request, answer: Answer, delivery: Delivery) -> None:
-        if not request.hops and answer.request_id != delivery.key:
-            delivery.named = True
-        user = provenance(answer.request_id, answer.origin)
-        for topic, content_type, payload in answer.outputs:
-            if topic is None:  # below a topic that came in; its length is the link's to judge
-                self._publish(request, answer, f"{request.topic}/{request.function}", content_type, payload, user)
-            elif problem := name_problem(topic):
-                error = RejectedError("BAD_RESULT_TOPIC", f"Function {request.function}: {problem}.")
-                self._refuse(request, answer, error)
-            else:
-                self._publish(request, answer, topic, content_type, payload, user)
-        if (request.wants_answer or answer.reply_to) and not request.hops:
-            self._respond(request, answer, delivery, user)
-        traits = self.traits.get(request.function)
-        if answer.kept or (traits is not None and traits.captured):
-            self._capture(request, answer, delivery)
 
     def _publish(
         self,
@@ -125,7 +126,7 @@ class Outcomes:
         user: tuple[tuple[str, str], ...],
     ) -> None:
         function, delivery = request.function, request.context
-        way = self.subscriptions.way(FUNCTION + function, topic)
+        way = self.subscriptions.ways[FUNCTION + function, topic]
         for target in way.others:
             if target == SHADOWS:
                 self.to_shadows(topic, payload, delivery)
@@ -137,7 +138,7 @@ class Outcomes:
                 told = (*user, ("id", _id(delivery, function)))
             properties = _properties((content_type, None, None, None, told))
             try:
-                self.send(target, "result", Outbound(topic, payload, qos, False, properties), delivery)
+                self.send(target, "result", _outbound((topic, payload, qos, False, properties)), delivery)
             except RejectedError as error:
                 self._refuse(request, answer, error)
         for function in way.functions:

@@ -5,7 +5,7 @@ Each target appears once for one message, however many of its filters match.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 from agent.settings import Subscription
@@ -31,17 +31,20 @@ class Way:
         targets: all of them, distinct, in the order of the subscriptions.
         functions: the Ids of the functions among them.
         others: the links and the shadows among them.
+        only: the function where it is the only target.
     """
 
     targets: tuple[str, ...]
     functions: tuple[str, ...]
     others: tuple[str, ...]
+    only: str | None
 
 
 def way_to(targets: tuple[str, ...]) -> Way:
     """The targets, sorted by what they are."""
     functions = tuple(target[len(FUNCTION) :] for target in targets if target.startswith(FUNCTION))
-    return Way(targets, functions, tuple(target for target in targets if not target.startswith(FUNCTION)))
+    others = tuple(target for target in targets if not target.startswith(FUNCTION))
+    return Way(targets, functions, others, functions[0] if len(targets) == 1 and functions else None)
 
 
 class _Node:
@@ -53,34 +56,40 @@ class _Node:
         self.below: list[str] = []  # targets of a filter that ends here with '#'
 
 
+class _Ways(dict[tuple[str, str], Way]):
+    """The ways of (source, topic), each found when it is asked for first, and kept."""
+
+    def __init__(self, find: Callable[[str, str], tuple[str, ...]]) -> None:
+        self._find = find
+
+    def __missing__(self, key: tuple[str, str]) -> Way:
+        if len(self) >= CACHED_ROUTES:
+            self.clear()
+        self[key] = way = way_to(self._find(*key))
+        return way
+
+
 class Subscriptions:
     """An immutable routing table.
 
     Args:
         subscriptions: with sources and targets ``local``, ``cloud`` or ``function:ID``.
+
+    Attributes:
+        ways: where a message goes, by its source and topic; nowhere where nobody asked for it.
     """
 
     def __init__(self, subscriptions: Iterable[Subscription]) -> None:
         self.all: tuple[Subscription, ...] = tuple(subscriptions)
         self._roots: dict[str, _Node] = {}
-        self._cache: dict[tuple[str, str], Way] = {}
         for each in self.all:
             _insert(self._roots.setdefault(each.source, _Node()), each.subject, each.target)
-
-    def way(self, source: str, topic: str) -> Way:
-        """Where a message of `source` on `topic` goes; nowhere where nobody asked for it."""
-        key = (source, topic)
-        way = self._cache.get(key)
-        if way is None:
-            way = way_to(self._find(source, topic))
-            if len(self._cache) >= CACHED_ROUTES:
-                self._cache.clear()
-            self._cache[key] = way
-        return way
+        # What is known already is found without a call in Python.
+        self.ways: Mapping[tuple[str, str], Way] = _Ways(self._find)
 
     def route(self, source: str, topic: str) -> tuple[str, ...]:
         """Distinct targets of a message of `source` on `topic`; empty where nobody asked for it."""
-        return self.way(source, topic).targets
+        return self.ways[source, topic].targets
 
     def _find(self, source: str, topic: str) -> tuple[str, ...]:
         root = self._roots.get(source)
