@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,6 +15,19 @@ from agent.errors import ConfigError
 log = logging.getLogger(__name__)
 
 MARK = "MARRAM_STATE"  # in the environment of every worker, and so of whatever a worker starts
+
+
+def claim(state: Path) -> None:
+    """Makes the state directory this agent's alone: what an earlier one left running there, and its workers' views, go.
+
+    Blocks for next to no time. To be called once, before anything else is done with the directory.
+
+    Raises:
+        ConfigError: as `lock_state`.
+    """
+    lock_state(state)
+    end_orphans(state)
+    shutil.rmtree(state / "run", ignore_errors=True)
 
 
 def lock_state(state: Path) -> int:

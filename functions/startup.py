@@ -36,6 +36,8 @@ def run(sock: socket.socket, pulse_sock: socket.socket, processors: Collection[i
     first = _first_frames(sock, reader)
     if not first:
         _end(0)
+    if late := first[0][0][1].get("late"):
+        _catch_up(late)
     if processors:
         aside.come_back(processors)
     try:
@@ -63,6 +65,16 @@ def run(sock: socket.socket, pulse_sock: socket.socket, processors: Collection[i
     except (BrokenPipeError, ConnectionResetError):
         pass  # the agent is gone
     _end(0)
+
+
+def _catch_up(late: Mapping[str, Any]) -> None:
+    """Takes what a worker whose process was started ahead of its function could not be started with.
+
+    Args:
+        late: ``{"environment": {name: value}, "directory": path}``.
+    """
+    os.environ.update(late["environment"])
+    os.chdir(late["directory"])
 
 
 def _lambda_entry(settings: config.Config) -> Entry | None:

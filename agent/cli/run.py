@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agent.imports import left_out, postponed
+
+if TYPE_CHECKING:
+    from agent.inference.spare import Spare
 
 DEFAULT_CONFIG: Final = Path("topics.yaml")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -51,11 +54,16 @@ def run(config: Path, level: str) -> int:
         logging.getLogger("agent").warning("%s", warning)
     encrypted = any(link is not None and link.tls for link in (settings.local, settings.cloud))
     with lean(encrypted=encrypted):
+        from agent import instance
+
+        instance.claim(settings.state)
+        spare = _spare(settings.state)
+        # Imported while its Python starts.
         from agent import loop
         from agent.beginning import Beginning
 
     async def work() -> None:
-        beginning = Beginning(settings)
+        beginning = Beginning(settings, spare)
         await beginning.start()
         # While the workers start.
         gc.collect()  # 0.4 MB, which the next imports use again
@@ -66,6 +74,16 @@ def run(config: Path, level: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the agent has a handler: asyncio's would bring in inspect
     loop.run(work())
     return 0
+
+
+def _spare(state: Path) -> Spare | None:
+    """A process for a worker that will be started soon: of a core that has something to run."""
+    from agent.inference import launching, spare
+    from agent.instance import MARK
+
+    if not spare.pays() or not (state / "current").is_symlink():  # see agent.deployment.store
+        return None
+    return spare.Spare(launching.make_path(launching.path_in(state)), {MARK: str(state)})
 
 
 @contextlib.contextmanager
