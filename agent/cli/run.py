@@ -43,11 +43,11 @@ def run(file: str | Path, level: str) -> int:
     """Runs the agent of these settings until it is told to end."""
     gc.disable()  # what is imported lives on: to look through it time and again takes a tenth of a start
     begun = yaml_nodes.begin(file)
-    from pathlib import Path
-
     from agent.imports import lean
 
     with lean(encrypted=False):
+        from pathlib import Path
+
         from agent.settings.reader import load
 
     settings = load(Path(file), strict=False, begun=begun)
