@@ -58,6 +58,7 @@ class Activation:
         routed: called after a promotion with the group now in use; it sets subscriptions and waits for the brokers.
         changed: called whenever the state of a function may have changed.
         called: takes what functions ask of the agent.
+        launch: starts a worker's process.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Activation:
         routed: Callable[[Group], Any],
         changed: Callable[[], None],
         called: Callable[[FunctionCall], None] | None = None,
+        launch: launching.Launch = launching.start,
     ) -> None:
         self.group: Group | None = None
         self._settings = settings
@@ -87,6 +89,7 @@ class Activation:
         self._served: set[Generation] = set()  # have been routed to, so that requests may be with them
         self._news = asyncio.Event()
         self._specs = Specs(settings, called)
+        self._launch = launch
         views.make_stage(settings.state)
 
     # -- a deployment's turn ----------------------------------------------------------------------------------------
@@ -314,7 +317,8 @@ class Activation:
         def start(pool: Pool) -> Worker:
             try:
                 aside = self._others_serve(generation)
-                return workers.start(replace(spec(), aside=aside), pool, loop=self._loop, nearness=self._nearness)
+                asked = replace(spec(), aside=aside)
+                return workers.start(asked, pool, loop=self._loop, nearness=self._nearness, launch=self._launch)
             except AgentError as error:
                 return workers.not_started(error, pool, loop=self._loop)
             except OSError as error:

@@ -1,4 +1,4 @@
-"""What an agent begins with: its state directory locked, its group found whole, and its workers on their way.
+"""What an agent begins with: its group found whole, and its workers on their way.
 
 A worker takes longer to start than all the rest of the agent: its interpreter, numpy, a runtime and a model. So it
 comes first, and what is imported here is what it takes to start one; `agent.app` is imported, built and connected on
@@ -8,19 +8,19 @@ another core meanwhile. Until that has said `ready`, what workers ask of the age
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 from collections.abc import Awaitable, Callable
 
-from agent import instance
 from agent.activation import Activation
 from agent.deployment.admission import Admit
 from agent.deployment.deployer import Deployer
 from agent.deployment.fresh_urls import Ask
 from agent.deployment.ledger import Report
 from agent.deployment.store import Group, Store
+from agent.inference import launching
 from agent.inference.dispatch import Dispatcher
 from agent.inference.requests import FunctionCall
+from agent.inference.spare import Spare
 from agent.settings import Settings
 from agent.values import dataclass
 from functions.memory import share_one_arena
@@ -50,12 +50,16 @@ class Rest:
 class Beginning:
     """The parts of one core's agent that its first workers need.
 
+    Args:
+        settings: of a core whose state directory is this agent's.
+        spare: for the first worker.
+
     Attributes:
         group: what is to run, once `start` has returned.
         stopping: set by SIGTERM and SIGINT.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, spare: Spare | None) -> None:
         share_one_arena()
         self.settings = settings
         self.loop = asyncio.get_running_loop()
@@ -64,9 +68,7 @@ class Beginning:
         self._rest: Rest | None = None
         self._waiting: list[FunctionCall] = []
         self._ready = False
-        instance.lock_state(settings.state)
-        instance.end_orphans(settings.state)
-        shutil.rmtree(settings.state / "run", ignore_errors=True)
+        self._spare = spare
         self.store = Store(settings.state, settings.retention)
         self.dispatcher = Dispatcher()
         self.activation = Activation(
@@ -76,6 +78,7 @@ class Beginning:
             routed=lambda group: self.rest.route(group),
             changed=self._changed,
             called=self._called,
+            launch=spare.launch if spare else launching.start,
         )
         self.deployer = Deployer(
             self.store,
@@ -95,6 +98,8 @@ class Beginning:
         if self.group is not None:
             await self.activation.begin(self.group)
             await asyncio.sleep(0)  # in this turn of the loop the workers are told what to load
+        if self._spare is not None:
+            self._spare.end()
 
     @property
     def rest(self) -> Rest:

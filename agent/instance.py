@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 
 from agent.errors import ConfigError
 
-log = logging.getLogger(__name__)
-
 MARK = "MARRAM_STATE"  # in the environment of every worker, and so of whatever a worker starts
+
+
+def claim(state: Path) -> list[int]:
+    """Makes the state directory this agent's alone: what an earlier one left running there, and its workers' views, go.
+
+    Blocks for next to no time. To be called once, before anything else is done with the directory.
+
+    Returns:
+        The PIDs of what was left running.
+
+    Raises:
+        ConfigError: as `lock_state`.
+    """
+    lock_state(state)
+    ended = end_orphans(state)
+    shutil.rmtree(state / "run", ignore_errors=True)
+    return ended
 
 
 def lock_state(state: Path) -> int:
@@ -45,13 +60,15 @@ def lock_state(state: Path) -> int:
     return descriptor
 
 
-def end_orphans(state: Path) -> None:
+def end_orphans(state: Path) -> list[int]:
     """Kills what still runs of an earlier agent on this state directory. To be called with the lock held."""
+    ended: list[int] = []
     mark = f"{MARK}={state}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
             if mark in (entry / "environ").read_bytes().split(b"\0"):
-                log.warning("ending process %s, left by an earlier agent", entry.name)
                 os.kill(int(entry.name), signal.SIGKILL)
+                ended.append(int(entry.name))
+    return ended

@@ -59,7 +59,7 @@ class Specs:
     def __init__(self, settings: Settings, called: Callable[[FunctionCall], None] | None) -> None:
         self._settings = settings
         self._called = called
-        self._path = launching.make_path(settings.state / "run" / ".path")
+        self._path = launching.make_path(launching.path_in(settings.state))
 
     def home(self, function: Function) -> Path:
         """What the function keeps between its workers, and over deployments."""

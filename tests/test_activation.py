@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from agent.deployment.definition import (
 from agent.deployment.objects import ObjectRef
 from agent.deployment.store import Group
 from agent.errors import FunctionError
+from agent.inference import launching
 from agent.inference.dispatch import Dispatcher
 from agent.inference.requests import Answer, Failure, Request
+from agent.inference.spare import Spare
+from agent.instance import MARK
 from agent.settings import Link, Policy, Settings, Topics
 from tests.agent_kit import FUNCTIONS, by_hand, layers
 
@@ -34,7 +38,7 @@ DEADLINE_S = 30.0
 class Bench:
     """An activation on this loop, without links and without a deployer."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, launch: launching.Launch = launching.start) -> None:
         loop = asyncio.get_running_loop()
         settings = Settings(
             file=directory / "topics.yaml", core="press-7", state=directory / "state", functions=(FUNCTIONS,),
@@ -45,7 +49,7 @@ class Bench:
         self.dispatcher = Dispatcher()
         self.news = asyncio.Event()
         self.activation = Activation(
-            settings, self.dispatcher, loop=loop, routed=self._routed, changed=self.news.set
+            settings, self.dispatcher, loop=loop, routed=self._routed, changed=self.news.set, launch=launch
         )  # fmt: skip
 
     async def _routed(self, group: Group) -> None:
@@ -166,3 +170,29 @@ def test_with_nothing_to_do_the_golden_requests_are_run_again_at_the_end(tmp_pat
         await bench.activation.stop(5)
 
     asyncio.run(main())
+
+
+def test_a_start_gives_the_first_worker_the_process_that_was_started_ahead(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    spare = Spare(launching.make_path(launching.path_in(state)), {MARK: str(state)})
+    started: list[bool] = []
+
+    def launch(spec: launching.Spec) -> launching.Started:
+        found = spare.launch(spec)
+        started.append(found.late is not None)
+        return found
+
+    async def main() -> None:
+        bench = Bench(tmp_path, launch)
+        made = group(1, "echo", tmp_path)
+        [echo] = made.deployment.functions
+        made = replace(
+            made, deployment=replace(made.deployment, functions=(replace(echo, isolation=None, processes=2),))
+        )
+        await bench.activation.begin(made)
+        await bench.activation.promote(made)
+        assert isinstance(await bench.ask("echo", {}), Answer)
+        await bench.activation.stop(5)
+
+    asyncio.run(main())
+    assert started == [True, False]

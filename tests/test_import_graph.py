@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -87,7 +88,7 @@ OWNERS = {
         "agent.cloud.spool_thread",
     ),
     "tenacity": ("agent.mqtt.broker", "agent.deployment.download"),
-    "yaml": ("agent.settings.nodes", "agent.cli.commands", DEMO),
+    "yaml": ("agent.yaml_nodes", "agent.cli.commands", DEMO),
     "cryptography": ("agent.trust.keys", "agent.deployment.vault"),
     "dlr": ("functions.runtimes.dlr", "functions.runtimes.calling_home"),
     "onnxruntime": ("functions.runtimes.onnx",),
@@ -169,10 +170,10 @@ def _loaded(code: str) -> set[str]:
 def _loaded_by_run(*, encrypted: bool) -> set[str]:
     return _loaded(f"""
 from pathlib import Path
-from agent.cli.run import lean
+from agent import yaml_nodes
+from agent.imports import lean
+begun = yaml_nodes.begin("topics.yaml")
 with lean(encrypted={encrypted}):
-    from agent.settings import nodes
-    begun = nodes.begin(Path("topics.yaml"))
     from agent.settings.reader import load
     load(Path("topics.yaml"), begun=begun)
     import agent.loop, agent.beginning, agent.app
@@ -183,6 +184,14 @@ def test_the_agents_process_holds_nothing_heavy() -> None:
     loaded = _loaded_by_run(encrypted=False)
     assert [each for each in (*TOO_HEAVY, *NEVER_ASKED, "ssl") if each in loaded] == []
     assert "ssl" in _loaded_by_run(encrypted=True)
+
+
+def test_the_settings_are_read_from_the_first_moment_on() -> None:
+    ours = {"agent", "agent.cli", "agent.cli.main", "agent.cli.run", "agent.errors", "agent.yaml_nodes"}
+    ours_only = "before = {*sys.modules}; import agent.cli.main, agent.cli.run; print({*sys.modules} - before)"
+    code = f"import os, sys; {ours_only}"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ast.literal_eval(done.stdout) == {*ours, "__future__", "gc"}  # while a child reads them comes the rest
 
 
 def test_what_starts_the_workers_comes_without_what_follows() -> None:

@@ -48,6 +48,18 @@ print(paho.urllib.request.getproxies.__name__, "urllib.request" in sys.modules)
     assert said(code).split("\n")[1].endswith(" True")
 
 
+def test_it_comes_where_it_is_asked_for_at_once() -> None:
+    code = """
+with imports.postponed("textwrap"):
+    import textwrap
+    from textwrap import dedent
+    print(textwrap.dedent is dedent, dedent(" x"), sys.modules["textwrap"] is textwrap)
+import textwrap as real
+print(real.dedent is dedent, type(real.__file__).__name__)
+"""
+    assert said(code) == "True x False\nTrue str"
+
+
 def test_others_get_the_real_one_afterwards() -> None:
     code = """
 with imports.postponed("urllib.request"):

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from agent import settings
+from agent import settings, yaml_nodes
 from agent.errors import ConfigError
-from agent.settings import Caps, FetchLimits, Retention, Settings, Subscription, links, nodes, reader
+from agent.settings import Caps, FetchLimits, Retention, Settings, Subscription, links, reader
 from agent.trust import broker_users
 from tests.certificate_kit import DAY, Authority
 
@@ -38,22 +38,22 @@ def load(folder: Path, text: str) -> Settings:
         "core: 'x",
         "[" * 3000,
         "",
-        "x" * (nodes.MAX_BYTES + 1),
+        "x" * (yaml_nodes.MAX_BYTES + 1),
     ],
     ids=["aliases", "within itself", "no YAML", "deep", "empty", "large"],
 )
 def test_a_child_reads_the_same(tmp_path: Path, text: str) -> None:
     file = tmp_path / "topics.yaml"
     file.write_text(text)
-    root, line, wrong = nodes.begin(file)()
-    here = nodes.read(file)
+    root, line, wrong = yaml_nodes.begin(file)()
+    here = yaml_nodes.read(file)
     assert (line, wrong, root is None) == (*here[1:], here[0] is None)
     assert repr(root) == repr(here[0])  # with what is within itself as dots
 
 
 def test_a_file_that_a_child_cannot_read_is_told_like_any(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        nodes.begin(tmp_path / "topics.yaml")()
+        yaml_nodes.begin(tmp_path / "topics.yaml")()
     assert caught.value.code == "SETTINGS_UNREADABLE"
 
 
@@ -64,8 +64,8 @@ def test_without_its_child_the_file_is_read_here(tmp_path: Path, monkeypatch: py
     def fail(_: Any) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr("agent.settings.nodes.marshal.dumps", fail)
-    assert nodes.begin(file)() == nodes.read(file)
+    monkeypatch.setattr("agent.yaml_nodes.marshal.dumps", fail)
+    assert yaml_nodes.begin(file)() == yaml_nodes.read(file)
 
 
 def problems(folder: Path, text: str) -> list[str]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from agent.inference.wire import Wire, pair
+from agent.inference.launching import pair
+from agent.inference.wire import Wire
 from functions import frames
 
 DEADLINE_S = 30.0

@@ -7,9 +7,12 @@ Whatever goes wrong, a user reads one error with a code and what to do, and no t
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 from agent.errors import AgentError, ConfigError
+
+TYPE_CHECKING = False  # that of typing, without typing
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EX_CONFIG = 78
 

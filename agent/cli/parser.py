@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--config",
             type=Path,
-            default=cli_run.DEFAULT_CONFIG,
+            default=cli_place.DEFAULT_CONFIG,
             metavar="FILE",
             help="the settings (default: ./topics.yaml)",
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from agent.cli.run import DEFAULT_CONFIG
+from agent.cli import run
 
-__all__ = ["DEFAULT_CONFIG"]
+DEFAULT_CONFIG: Final = Path(run.DEFAULT_CONFIG)
 
 
 def add_options(command: argparse.ArgumentParser, about: str) -> None:

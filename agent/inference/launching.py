@@ -21,6 +21,7 @@ from agent.inference.requests import FunctionCall, Origin
 from agent.values import dataclass
 
 BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from functions.worker import main; main()"
+SOCKET_BYTES: Final = 4 * 1024 * 1024
 THREADS: Final = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS", "MXNET_CPU_WORKER_NTHREADS",
 )  # fmt: skip
@@ -62,6 +63,28 @@ class Spec:
     aside: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker's process with the agent's ends of its two socket pairs.
+
+    Attributes:
+        late: what it could not be started with, for its CONFIG: see functions.startup.
+    """
+
+    process: subprocess.Popen[bytes]
+    wire: socket.socket
+    pulse: socket.socket
+    late: Mapping[str, Any] | None = None
+
+
+Launch = Callable[[Spec], Started]
+
+
+def path_in(state: Path) -> Path:
+    """Where workers find our package `functions`."""
+    return state / "run" / ".path"
+
+
 def make_path(directory: Path) -> Path:
     """Makes `directory` lead to our package `functions` and to nothing else, and returns it."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -78,6 +101,32 @@ def base_environment() -> dict[str, str]:
     """What every worker gets: a locale, a search path and one thread for each numeric library."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR") if name in os.environ}
     return {"PATH": os.defpath, "PYTHONUNBUFFERED": "1", **dict.fromkeys(THREADS, "1"), **kept}
+
+
+def start(spec: Spec) -> Started:
+    """Starts the process with a socket pair for frames and one for its pulse.
+
+    Raises:
+        OSError: the interpreter cannot be started.
+    """
+    wire, theirs = pair()
+    pulse, their_pulse = pair()
+    try:
+        with theirs, their_pulse:
+            return Started(launch(spec, theirs, their_pulse), wire, pulse)
+    except OSError:
+        wire.close()
+        pulse.close()
+        raise
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """The agent's end, which does not block, and a worker's."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    for sock in (ours, theirs):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+    return ours, theirs
 
 
 def launch(spec: Spec, sock: socket.socket, pulse: socket.socket) -> subprocess.Popen[bytes]:

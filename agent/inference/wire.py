@@ -19,7 +19,6 @@ from agent.loop import turn_of
 from functions import frames
 from functions.memory import keep_freed
 
-SOCKET_BYTES: Final = 4 * 1024 * 1024
 READ_BYTES: Final = 64 * 1024  # what malloc gives and takes back without asking the kernel
 WRONG = (frames.FrameError, LookupError, TypeError, ValueError)
 
@@ -173,12 +172,3 @@ def _fence() -> list[tuple[int, int, bytes]]:
     keep_freed()
     fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]).tobytes())]
-
-
-def pair() -> tuple[socket.socket, socket.socket]:
-    """The agent's end, which does not block, and a worker's."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    for sock in (ours, theirs):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-    return ours, theirs

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from agent.errors import AgentError, FunctionError
-from agent.inference.launching import Spec, launch, open_pidfd
+from agent.inference import launching
+from agent.inference.launching import Launch, Spec, open_pidfd
 from agent.inference.nearness import ENOUGH, Nearness
 from agent.inference.pool import Pool
 from agent.inference.requests import Answer, Examination, Failure, FunctionCall, Kept, Reply, Request, Worker
 from agent.inference.vitals import MemoryWatch, Pulse
-from agent.inference.wire import Wire, pair
+from agent.inference.wire import Wire
 from agent.messages import JSON
 from functions import frames
 
@@ -38,7 +39,9 @@ _answer: Callable[[tuple[object, ...]], Answer] = functools.partial(tuple.__new_
 class WorkerProcess:
     """One worker process and its end of the socket pair."""
 
-    def __init__(self, spec: Spec, pool: Pool, *, loop: asyncio.AbstractEventLoop, nearness: Nearness) -> None:
+    def __init__(
+        self, spec: Spec, pool: Pool, *, loop: asyncio.AbstractEventLoop, nearness: Nearness, launch: Launch
+    ) -> None:
         self.spec = spec
         self._pool = pool
         self._near = nearness
@@ -53,20 +56,16 @@ class WorkerProcess:
         self._examinations: dict[int, Examined] = {}
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._timers: list[asyncio.TimerHandle] = []
-        ours, theirs = pair()
-        our_pulse, their_pulse = pair()
-        try:
-            self._process = launch(spec, theirs, their_pulse)
-        finally:
-            theirs.close()
-            their_pulse.close()
+        started = launch(spec)
+        self._process = started.process
         self.pid = self._process.pid
-        self._pulse = Pulse(our_pulse, loop, spec.origin.function)
+        self._pulse = Pulse(started.pulse, loop, spec.origin.function)
         self._wire = Wire(
-            ours, loop, on_frame=self._on_frame, on_wrong=self._on_nonsense, on_end=self._on_end_of_stream
+            started.wire, loop, on_frame=self._on_frame, on_wrong=self._on_nonsense, on_end=self._on_end_of_stream
         )
         self._watch()
-        self._wire.send([frames.CONFIG, dict(spec.config)])
+        late = {"late": started.late} if started.late else {}
+        self._wire.send([frames.CONFIG, {**spec.config, **late}])
 
     def _watch(self) -> None:
         assert self._process.stdout is not None
@@ -296,11 +295,18 @@ class _NotStarted:
     def check(self, late: FunctionError) -> None: ...
 
 
-def start(spec: Spec, pool: Pool, *, loop: asyncio.AbstractEventLoop, nearness: Nearness) -> Worker:
+def start(
+    spec: Spec,
+    pool: Pool,
+    *,
+    loop: asyncio.AbstractEventLoop,
+    nearness: Nearness,
+    launch: Launch = launching.start,
+) -> Worker:
     """Starts a worker for `pool`; one that cannot be started is reported lost in the loop's next turn."""
     nearness.make_way()
     try:
-        return WorkerProcess(spec, pool, loop=loop, nearness=nearness)
+        return WorkerProcess(spec, pool, loop=loop, nearness=nearness, launch=launch)
     except OSError as error:
         reason = FunctionError("WORKER_NOT_STARTED", f"{spec.interpreter} cannot be started: {error}.")
         return not_started(reason, pool, loop=loop)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from agent import yaml_nodes
 from agent.errors import ConfigError
-from agent.settings import nodes
-from agent.settings.nodes import KIND, LINE, MAPPING, SCALAR, SEQUENCE, TAG, VALUE, Node
 from agent.values import dataclass
+from agent.yaml_nodes import KIND, LINE, MAPPING, SCALAR, SEQUENCE, TAG, VALUE
+
+if TYPE_CHECKING:
+    from agent.yaml_nodes import Node, Read
 
 _NULL = "tag:yaml.org,2002:null"
 _FLAG = "tag:yaml.org,2002:bool"
@@ -190,7 +194,7 @@ def nearest(word: str, known: Collection[str]) -> str:
     return "known are " + ", ".join(f"`{each}`" for each in sorted(known))
 
 
-def read(file: Path, problems: Problems, begun: nodes.Read | None = None) -> Value | None:
+def read(file: Path, problems: Problems, begun: Read | None = None) -> Value | None:
     """The file's root value, or None where it is no YAML (noted in `problems`). Blocks.
 
     Args:
@@ -199,7 +203,7 @@ def read(file: Path, problems: Problems, begun: nodes.Read | None = None) -> Val
     Raises:
         ConfigError: SETTINGS_UNREADABLE, there is no such file or it cannot be read.
     """
-    root, line, wrong = begun() if begun else nodes.read(file)
+    root, line, wrong = begun() if begun else yaml_nodes.read(file)
     if root is None:
         problems.add(line, wrong)
         return None

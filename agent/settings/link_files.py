@@ -14,7 +14,6 @@ from pathlib import Path
 from agent.errors import ConfigError
 from agent.settings import Link
 from agent.settings.file import Value
-from agent.trust.certificates import SOON_S, day, validity
 from agent.trust.secret_files import loose, password_from, password_in
 
 TLS_KEYS = ("ca", "cert", "key")
@@ -120,6 +119,8 @@ def check_pair(value: Value, cert: Path, key: Path) -> None:
 
 def _check_time(file: Path, value: Value) -> None:
     """Notes what is over, and warns of what soon is."""
+    from agent.trust.certificates import SOON_S, day, validity  # 2 ms: only where a link is encrypted
+
     found, now_s = validity(file.read_bytes()), time.time()
     if found is None:
         return

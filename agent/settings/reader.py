@@ -10,6 +10,7 @@ import re
 import stat
 from pathlib import Path
 from string import Formatter
+from typing import TYPE_CHECKING
 
 from agent.routing.subscriptions import SHADOWS
 from agent.routing.topics import filter_problem, name_problem
@@ -27,8 +28,9 @@ from agent.settings.limits import (
     read_unpack,
 )
 from agent.settings.links import read_links
-from agent.settings.nodes import Read
-from agent.trust.public_keys import MAX_FILE_BYTES, raw_public_key
+
+if TYPE_CHECKING:
+    from agent.yaml_nodes import Read
 
 ID = re.compile(r"[A-Za-z0-9:_-]{1,128}")
 KEYS = (
@@ -282,6 +284,8 @@ def _destination_is_good(item: Value, folder: str) -> bool:
 
 
 def _trusted_key(item: Value, file: Path) -> TrustedKey | None:
+    from agent.trust.public_keys import MAX_FILE_BYTES, raw_public_key  # 2 ms, with hashlib: only where there is one
+
     try:
         with file.open("rb") as stream:
             mode, data = os.fstat(stream.fileno()).st_mode, stream.read(MAX_FILE_BYTES)

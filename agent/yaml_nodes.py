@@ -3,29 +3,35 @@
 A node is a list of `KIND` (one of the three), `TAG`, `VALUE` (a text, nodes, or pairs of nodes) and `LINE` from 1. Its
 parts are what `marshal` writes as they are: nodes that an alias leads to stay the same ones, so that no file becomes
 larger by being passed on. No value is ever built from a tag of the file.
+
+Nothing is imported here that a Python does not have when it starts: the child reads while the agent imports all else.
 """
 
 from __future__ import annotations
 
 import marshal
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final
 
 from agent.errors import ConfigError
+
+TYPE_CHECKING = False  # that of typing, without typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any, Final, TypeAlias
+
+    Node: TypeAlias = list[Any]
+    Found: TypeAlias = tuple[Node | None, int, str]  # the root; or None, a line and what is wrong there
+    Read: TypeAlias = Callable[[], Found]
 
 MAX_BYTES: Final = 1 << 20  # a settings file of more than this is some other file
 MAX_DEPTH: Final = 50  # levels; libyaml ends the process where the nodes are nested some 10,000 deep
 TOO_DEEP: Final = "this is not a settings file: it is nested too deeply"
 KIND, TAG, VALUE, LINE = range(4)
 SCALAR, SEQUENCE, MAPPING = range(3)
-Node = list[Any]
-Found = tuple[Node | None, int, str]  # the root; or None, a line and what is wrong there
-Read = Callable[[], Found]
 
 
-def read(file: Path) -> Found:
+def read(file: Path | str) -> Found:
     """The file's root node. Blocks.
 
     Raises:
@@ -34,7 +40,7 @@ def read(file: Path) -> Found:
     return _found_in(_bytes_of(file))
 
 
-def begin(file: Path) -> Read:
+def begin(file: Path | str) -> Read:
     """Starts to read the file in a child process, to which PyYAML's 1 MB goes and its 10 ms; returns what waits for it.
 
     To be called while this process has one thread. Where the child cannot be had, the file is read here.
@@ -76,9 +82,9 @@ def _answer_of(child: int, descriptor: int, body: bytes) -> Found:
     return found
 
 
-def _bytes_of(file: Path) -> bytes:
+def _bytes_of(file: Path | str) -> bytes:
     try:
-        with file.open("rb") as stream:
+        with open(file, "rb") as stream:
             return stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
