@@ -392,6 +392,8 @@ def test_the_short_way_to_a_result_gives_what_the_long_one_gives(result, request
 
     def made(way):
         [(header, body)] = frames.FrameReader().feed(b"".join(way(call, result)))
+        if header[0] == frames.JSON_RESULT:  # no more than the other says, in fewer words
+            header = [frames.RESULT, *header[1:], None, [[None, "application/json", len(body)]], None]
         return (
             header[:4],
             [output[:2] for output in header[4]],
