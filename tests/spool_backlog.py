@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.cloud.outbox import Outbox, Refused, Sent
+from agent.cloud.forwarder import Refused, Sent
+from agent.cloud.outbox import Outbox
 from agent.cloud.spool import Spool
 from agent.messages import Outbound
 from agent.settings import SpoolLimits

@@ -14,7 +14,8 @@ import pytest
 
 from agent.cloud import lanes
 from agent.cloud import outbox as module
-from agent.cloud.outbox import WINDOW, Outbox, Refused
+from agent.cloud.forwarder import WINDOW, Refused
+from agent.cloud.outbox import Outbox
 from agent.cloud.spool import Spool
 from agent.errors import RejectedError, TransientError
 from agent.messages import Outbound, Properties
@@ -439,7 +440,7 @@ def test_what_a_broker_never_takes_is_given_up_and_holds_up_nothing(
 
 
 def test_a_link_that_is_full_for_now_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FULL_RETRY_S", 0.01)
+    monkeypatch.setattr("agent.cloud.forwarder.FULL_RETRY_S", 0.01)
 
     async def main() -> None:
         cloud = Broker()
