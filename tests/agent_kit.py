@@ -91,7 +91,8 @@ class Core:
         more: other sections of topics.yaml.
 
     Attributes:
-        store_reachable: whether the next agent finds the store; set it to False and nobody answers there.
+        store_reachable: whether the next agent finds the store; set it to False and all connections are refused.
+        store_at: the URL of what the next agent takes for the store; None: the store itself.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Core:
         self.config = directory / "topics.yaml"
         self.s3 = s3
         self.store_reachable = True
+        self.store_at: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.log = directory / "agent.log"
         directory.mkdir(parents=True, exist_ok=True)
@@ -128,6 +130,8 @@ class Core:
         environment = {**os.environ, **(self.s3.environment() if self.s3 else {})}
         if not self.store_reachable:
             environment["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:1"
+        if self.store_at is not None:
+            environment["AWS_ENDPOINT_URL_S3"] = self.store_at
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "agent", "run", "--config", str(self.config)],

@@ -150,7 +150,9 @@ asyncio.run(main())
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_in_the_foreground_it_ends_on_a_signal_without_a_word(how: signal.Signals) -> None:
     port = free_port()
-    code = f"from agent.mqtt.broker import main; main('127.0.0.1:{port}')"
+    # A shell has its background jobs ignore SIGINT, and so whoever runs the tests in one.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"from agent.mqtt.broker import main; main('127.0.0.1:{port}')"
     broker = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -384,14 +385,16 @@ def test_a_stopped_source_does_not_hold_a_deployment_that_is_cancelled(running: 
     _, core, uri = running
     core.deploy(document("v2", uri))
     core.kill()
-    core.store_reachable = False
-    core.start()
-    core.wait_ready("scores")
-    body = json.dumps(document("v3", f"s3://{BUCKET}/other.tar.gz")).encode()
-    *_, first = commands.deploy(commands.Place(core.config), body, wait=False, timeout_s=60)
-    assert first["status"] == "IN_PROGRESS"
-    with pytest.raises(AgentError) as caught:
-        turn(core, "rollback")
-    assert caught.value.code == "DEPLOYMENT_UNDER_WAY"
-    assert turn(core, "cancel")["reason"]["code"] == "CANCELLED"
-    assert core.status()["state"]["group"] == "v2"
+    stopped = socket.create_server(("127.0.0.1", 0))  # connections are taken by the kernel, and nobody answers
+    core.store_at = f"http://127.0.0.1:{stopped.getsockname()[1]}"
+    with stopped:
+        core.start()
+        core.wait_ready("scores")
+        body = json.dumps(document("v3", f"s3://{BUCKET}/other.tar.gz")).encode()
+        *_, first = commands.deploy(commands.Place(core.config), body, wait=False, timeout_s=60)
+        assert first["status"] == "IN_PROGRESS"
+        with pytest.raises(AgentError) as caught:
+            turn(core, "rollback")
+        assert caught.value.code == "DEPLOYMENT_UNDER_WAY"
+        assert turn(core, "cancel")["reason"]["code"] == "CANCELLED"
+        assert core.status()["state"]["group"] == "v2"
