@@ -10,6 +10,8 @@ loop. All else is asyncio's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import select
 import selectors
 import sys
@@ -282,6 +284,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run` on such a loop."""
     if sys.version_info >= (3, 11):
         with asyncio.Runner(loop_factory=Loop) as runner:
+            _wait_for_children_without_threads(runner.get_loop())
             return runner.run(main)
 
     class Policy(asyncio.DefaultEventLoopPolicy):
@@ -290,6 +293,16 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
     asyncio.set_event_loop_policy(Policy())
     return asyncio.run(main)
+
+
+def _wait_for_children_without_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """As asyncio does by itself from Python 3.12 on: the thread that it starts for a child is waited for."""
+    if sys.version_info < (3, 12):
+        with contextlib.suppress(OSError):  # before Linux 5.3
+            os.close(os.pidfd_open(os.getpid()))
+            watcher = asyncio.PidfdChildWatcher()
+            watcher.attach_loop(loop)
+            asyncio.set_child_watcher(watcher)
 
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turn] = WeakKeyDictionary()

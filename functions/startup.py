@@ -29,8 +29,8 @@ def run(sock: socket.socket, pulse_sock: socket.socket, processors: Collection[i
     """Configures the worker, serves until STOP or end of file, and ends the process.
 
     Args:
-        processors: those that it gets back, if it is aside, ahead of any thread, process or library that would inherit
-            or count what is left.
+        processors: those that it comes back to, where it was set aside, ahead of any thread, process or library that
+            would inherit or count what is left.
     """
     reader = frames.FrameReader()
     first = _first_frames(sock, reader)
@@ -213,6 +213,7 @@ def _described(models: dict[str, Model]) -> list[dict[str, Any]]:
 def _end(code: int) -> NoReturn:
     """Ends the process without waiting for threads that a function has left running, as Lambda code does."""
     atexit._run_exitfuncs()
+    aside.leave()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -3,8 +3,8 @@
 Started as ``INTERPRETER -I -c "import sys; sys.path.insert(0, DIR); from functions.worker import main; main()"`` with a
 socket pair's end on MARRAM_FD and a second one for its pulse on MARRAM_PULSE_FD. It says READY once its code is
 imported and its models are loaded and have run once; else FAILED with a code and a reason, and ends with 1. It ends
-when it is told to STOP, or with the agent. With MARRAM_ASIDE, as others are at work meanwhile, it keeps to some of its
-processors until the function's code comes, see functions.aside.
+when it is told to STOP, or with the agent. MARRAM_ASIDE, where it is set aside as others are at work meanwhile, tells
+which processors it comes back to when the function's code comes, see functions.aside.
 
 What is imported here must be there in every interpreter: the rest comes in `main`, where its absence can be told.
 """
@@ -18,8 +18,6 @@ import socket
 import struct
 import sys
 
-from functions import aside
-
 OLDEST_PYTHON = (3, 10)
 _PR_SET_PDEATHSIG = 1
 
@@ -29,7 +27,7 @@ def main() -> None:
     gc.disable()  # what is imported lives on: to look through it time and again takes a tenth of a start
     sock = _inherited("MARRAM_FD")
     pulse = _inherited("MARRAM_PULSE_FD")
-    processors = aside.go() if os.environ.pop("MARRAM_ASIDE", "") else ()
+    processors = [int(each) for each in os.environ.pop("MARRAM_ASIDE", "").split()]
     _end_with_the_agent()
     _leave_signals_to_the_agent()
     try:

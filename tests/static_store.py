@@ -6,6 +6,7 @@ asks by path finds ``/bucket/key`` here, as it does not check who asks.
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import multiprocessing
 import os
@@ -14,6 +15,8 @@ import socket
 import ssl
 from pathlib import Path
 from typing import Any
+
+from functions import aside
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -46,8 +49,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def _serve(listening: socket.socket, root: Path, certificate: Path | None) -> None:
+def _serve(listening: socket.socket, root: Path, certificate: Path | None, elsewhere: bool) -> None:
     Handler.root = root
+    if elsewhere:
+        os.setsid()
+        aside.put(os.getpid())
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = listening
@@ -64,15 +70,18 @@ class StaticStore:
     Args:
         root: what it serves.
         certificate: PEM file with key and certificate; then it speaks TLS.
+        elsewhere: whether it is to take as little as it can of what others on this machine notice, as a store would
+            that is on another one.
     """
 
-    def __init__(self, root: Path, certificate: Path | None = None) -> None:
+    def __init__(self, root: Path, certificate: Path | None = None, *, elsewhere: bool = False) -> None:
         listening = socket.create_server(("127.0.0.1", 0), backlog=64)
         scheme = "https" if certificate else "http"
         self.url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
         context = multiprocessing.get_context("fork")
-        self._process = context.Process(target=_serve, args=(listening, root, certificate), daemon=True)
-        self._process.start()
+        self._process = context.Process(target=_serve, args=(listening, root, certificate, elsewhere), daemon=True)
+        with aside.starting() if elsewhere else contextlib.nullcontext():
+            self._process.start()
         listening.close()
 
     def __enter__(self) -> StaticStore:

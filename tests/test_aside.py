@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
-import socket
 import struct
 import subprocess
 import sys
@@ -16,18 +16,21 @@ from typing import Any
 import pytest
 
 from agent.deployment import installation
-from agent.deployment.threads import in_thread_aside
+from agent.deployment.threads import in_thread_aside, starting_aside
 from agent.errors import AgentError, FunctionError
 from agent.inference import launching, workers
 from agent.inference.requests import Origin
 from functions import aside, bounds
-from tests.mqtt_kit import wait_until
 from tests.test_activation import Bench, group
 from tests.worker_kit import DEADLINE_S, WorkerChild, function_config
 
+ROOT = Path(__file__).resolve().parents[1]
 ALL = os.sched_getaffinity(0)
 GETATTR = {"x86_64": 315, "aarch64": 275}.get(os.uname().machine)
 two_processors = pytest.mark.skipif(len(ALL) < 2, reason="this machine has one processor")
+sessions = pytest.mark.skipif(
+    not Path("/proc/self/autogroup").exists(), reason="this kernel schedules no sessions apart"
+)
 slices = pytest.mark.skipif(
     GETATTR is None or not bounds.kernel_is_from((6, 12)) or os.sched_getscheduler(0) != os.SCHED_OTHER,
     reason="before Linux 6.12 nobody has a slice of their own",
@@ -39,6 +42,12 @@ def slice_ns(task: int = 0) -> int:
     found = ctypes.create_string_buffer(48)
     assert ctypes.CDLL(None, use_errno=True).syscall(GETATTR, task, found, 48, 0) == 0, ctypes.get_errno()
     return int(struct.unpack("=IIQiIQQQ", found.raw)[5])
+
+
+def weight(pid: int) -> int:
+    """The niceness of a process's session; 0 where none is scheduled apart."""
+    file = Path(f"/proc/{pid}/autogroup")
+    return int(file.read_text().split()[-1]) if file.exists() else 0
 
 
 @pytest.mark.parametrize(
@@ -116,11 +125,14 @@ def handler(event, context):
 """
 
 
-@pytest.mark.parametrize("environment", [{}, {"MARRAM_ASIDE": "1"}])
-def test_a_workers_code_and_all_that_it_starts_find_nothing_of_it(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_aside", [False, True])
+def test_a_workers_code_and_all_that_it_starts_find_nothing_of_it(is_aside: bool, tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(FUNCTION % GETATTR)
     usual = slice_ns() if GETATTR else 0
-    with WorkerChild(function_config(tmp_path, handler="main.handler"), environment=environment) as worker:
+    environment = {"MARRAM_ASIDE": " ".join(map(str, ALL))} if is_aside else {}
+    with aside.aside() if is_aside else contextlib.nullcontext():
+        started = WorkerChild(function_config(tmp_path, handler="main.handler"), environment=environment)
+    with started as worker:
         worker.ready()
         answer = worker.ask({}, wanted=True).answer
     assert answer is not None
@@ -131,21 +143,113 @@ def test_a_workers_code_and_all_that_it_starts_find_nothing_of_it(environment: d
 
 
 @two_processors
-def test_a_worker_is_aside_until_it_has_its_configuration(tmp_path: Path) -> None:
-    ours, theirs = socket.socketpair()
-    pulse, their_pulse = socket.socketpair()
+def test_a_worker_is_aside_from_its_first_moment_on(tmp_path: Path) -> None:
     spec = launching.Spec(
         Origin("f", None, None, "d"), sys.executable, {}, launching.make_path(tmp_path / "path"), tmp_path,
         environment=launching.base_environment(), aside=True,
     )  # fmt: skip
-    with ours, pulse:
-        with theirs, their_pulse:
-            process = launching.launch(spec, theirs, their_pulse)
-        assert os.sched_getaffinity(0) == ALL  # the agent stays where it is
-        wait_until(lambda: os.sched_getaffinity(process.pid) == aside.half(ALL), "the worker to stand aside")
+    usual = slice_ns() if GETATTR else 0
+    started = launching.start(spec)
+    process = started.process
+    assert os.sched_getaffinity(process.pid) == aside.half(ALL)
+    assert os.sched_getaffinity(0) == ALL  # the agent stays where it is, and as it is
+    if GETATTR:
+        assert slice_ns() == usual
+    assert started.light == (weight(process.pid) == aside.LEAST_WEIGHT)
+    started.wire.close()
+    started.pulse.close()
     process.wait(DEADLINE_S)
     assert process.stdout is not None
     process.stdout.close()
+
+
+@sessions
+def test_a_worker_weighs_what_others_do_once_it_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    light: list[tuple[str, int]] = []
+    start = launching.start
+
+    def noted(spec: launching.Spec) -> launching.Started:
+        started = start(spec)
+        light.append((spec.origin.deployment, weight(started.process.pid)))
+        return started
+
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        activation, dispatcher = bench.activation, bench.dispatcher
+        activation._launch = noted
+        first, second = group(1, "sleepy", tmp_path), group(2, "sleepy", tmp_path)
+        await activation.warm(first)
+        await activation.promote(first)
+        await activation.warm(second)
+        await activation.promote(second)
+        [pid] = dispatcher.pools["sleepy"].pids()
+        await bench.until(lambda: weight(pid) == 0)
+        await activation.stop(5)
+
+    asyncio.run(main())
+    assert light == [("d1", 0), ("d2", aside.LEAST_WEIGHT)]
+
+
+@sessions
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_who_is_refused_its_weight_gets_it_a_moment_later() -> None:
+    """The kernel takes one change in a tenth of a second from all who are not root."""
+    script = (
+        "import ctypes, os, time; from functions import aside; os.setsid(); os.setuid(65534)\n"
+        "assert ctypes.CDLL(None).prctl(4, 1, 0, 0, 0) == 0  # PR_SET_DUMPABLE: its files in /proc are its own again\n"
+        "until_s = time.monotonic() + 60\n"
+        "while not aside.put(os.getpid()): assert time.monotonic() < until_s\n"
+        "refused = 0\n"
+        "while not aside.give_weight_back(os.getpid()): refused += 1; assert time.monotonic() < until_s\n"
+        "print(refused > 0, open('/proc/self/autogroup').read().split()[-1])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True).split() == ["True", "0"]
+
+
+def test_who_has_ended_needs_no_weight() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert aside.give_weight_back(ended.pid)
+
+
+@two_processors
+def test_all_threads_of_a_process_end_aside() -> None:
+    script = (
+        "import os, threading; from functions import aside; forever = threading.Event()\n"
+        "threading.Thread(target=forever.wait, daemon=True).start(); aside.leave()\n"
+        "print([sorted(os.sched_getaffinity(int(task))) for task in os.listdir('/proc/self/task')]); os._exit(0)"
+    )
+    told = subprocess.check_output([sys.executable, "-uc", script], cwd=ROOT, text=True)
+    assert json.loads(told) == [sorted(aside.half(ALL))] * 2
+
+
+def test_an_error_of_what_is_started_aside_arrives_and_a_cancellation_gets_there() -> None:
+    seen: list[str] = []
+
+    async def start(waits: asyncio.Future[None]) -> str:
+        try:
+            await waits
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+        assert os.sched_getaffinity(0) == aside.half(ALL)
+        raise KeyError("no such program")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        waits = loop.create_future()
+        loop.call_soon(waits.set_result, None)
+        with pytest.raises(KeyError):
+            await starting_aside(start(waits))
+        never = asyncio.ensure_future(starting_aside(start(loop.create_future())))
+        await asyncio.sleep(0)
+        never.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await never
+        assert os.sched_getaffinity(0) == ALL
+
+    asyncio.run(main())
+    assert seen == ["cancelled"]
 
 
 def test_only_what_starts_while_others_serve_is_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

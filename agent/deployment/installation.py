@@ -25,18 +25,19 @@ from agent.deployment.definition import (
     Source,
 )
 from agent.deployment.store import Known
+from agent.deployment.threads import starting_aside
 from agent.errors import AgentError, TransientError
 from agent.settings import AwsRole, Caps, FetchLimits
 from agent.values import dataclass
+from functions import aside
 
 logger = logging.getLogger(__name__)
 
 ROOT: Final = str(Path(__file__).resolve().parents[2])
-# Aside, if it is told so, from its first import on. Without the collector of cycles, which took a tenth of it all, and
-# without taking Python apart at its end: it lives for one deployment.
+# Without the collector of cycles, which took a tenth of it all, and without taking Python apart at its end: it lives
+# for one deployment.
 BOOT: Final = (
-    f"import gc, os, sys; gc.disable(); sys.path.insert(0, {ROOT!r}); from functions import aside; "
-    "'aside' in sys.argv and aside.go(); "
+    f"import gc, os, sys; gc.disable(); sys.path.insert(0, {ROOT!r}); "
     "from agent.deployment.installer import main; code = main(); sys.stdout.flush(); sys.stderr.flush(); os._exit(code)"
 )
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024  # a document in base64 is the longest
@@ -138,11 +139,16 @@ async def install(state: Path, job: dict[str, Any], on_event: OnEvent) -> Instal
 
 async def _run(state: Path, job: dict[str, Any], on_event: OnEvent) -> list[dict[str, Any]]:
     """What a child says of its job, once it has done it."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-c", BOOT, *(["aside"] if job.get("aside") else []),
+    spawned = asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-c", BOOT,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        limit=MAX_LINE_BYTES,
+        limit=MAX_LINE_BYTES, start_new_session=True,
     )  # fmt: skip
+    if job.get("aside"):
+        child = await starting_aside(spawned)
+        aside.put(child.pid)
+    else:
+        child = await spawned
     try:
         assert child.stderr is not None
         noise = asyncio.create_task(child.stderr.read())

@@ -1,12 +1,17 @@
-"""Blocking work in a thread that is never left behind: whoever is cancelled has still seen it end."""
+"""What blocks or can wait, in threads and processes.
+
+A thread is never left behind: whoever is cancelled has still seen it end.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, ParamSpec, TypeVar, cast
 
-from functions.aside import aside
+from agent.loop import Loop
+from functions.aside import aside, starting
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,3 +41,23 @@ async def in_thread_aside(call: Callable[P, T], *args: P.args, **kwargs: P.kwarg
             return call(*args, **kwargs)
 
     return await in_thread(done)
+
+
+@types.coroutine
+def starting_aside(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Awaits a coroutine that starts a process, of which each step is within `functions.aside.starting`."""
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, Loop):
+        loop.before_others()  # ahead of the first step, which looks at what this thread may run on
+    step: Callable[[Any], Any] = coroutine.send
+    value: Any = None
+    while True:
+        try:
+            with starting():
+                waits_for = step(value)
+        except StopIteration as end:
+            return cast(T, end.value)
+        try:
+            step, value = coroutine.send, (yield waits_for)
+        except BaseException as error:
+            step, value = coroutine.throw, error

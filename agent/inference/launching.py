@@ -19,6 +19,7 @@ import functions
 from agent.inference.process_namespaces import process_namespace
 from agent.inference.requests import FunctionCall, Origin
 from agent.values import dataclass
+from functions import aside
 
 BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from functions.worker import main; main()"
 SOCKET_BYTES: Final = 4 * 1024 * 1024
@@ -69,12 +70,14 @@ class Started:
 
     Attributes:
         late: what it could not be started with, for its CONFIG: see functions.startup.
+        light: whether its session has little weight beside others, until `functions.aside.give_weight_back`.
     """
 
     process: subprocess.Popen[bytes]
     wire: socket.socket
     pulse: socket.socket
     late: Mapping[str, Any] | None = None
+    light: bool = False
 
 
 Launch = Callable[[Spec], Started]
@@ -113,7 +116,8 @@ def start(spec: Spec) -> Started:
     pulse, their_pulse = pair()
     try:
         with theirs, their_pulse:
-            return Started(launch(spec, theirs, their_pulse), wire, pulse)
+            process = launch(spec, theirs, their_pulse)
+        return Started(process, wire, pulse, light=spec.aside and aside.put(process.pid))
     except OSError:
         wire.close()
         pulse.close()
@@ -137,8 +141,11 @@ def launch(spec: Spec, sock: socket.socket, pulse: socket.socket) -> subprocess.
     """
     environment = {**spec.environment, "MARRAM_FD": str(sock.fileno()), "MARRAM_PULSE_FD": str(pulse.fileno())}
     if spec.aside:
-        environment["MARRAM_ASIDE"] = "1"
-    with process_namespace() if spec.own_processes else contextlib.nullcontext():
+        environment["MARRAM_ASIDE"] = " ".join(map(str, os.sched_getaffinity(0)))
+    with (
+        process_namespace() if spec.own_processes else contextlib.nullcontext(),
+        aside.starting() if spec.aside else contextlib.nullcontext(),
+    ):
         return subprocess.Popen(
             [spec.interpreter, "-IBu", "-c", BOOT, str(spec.path)],
             stdin=subprocess.DEVNULL,

@@ -24,11 +24,12 @@ from agent.inference.requests import Answer, Examination, Failure, FunctionCall,
 from agent.inference.vitals import MemoryWatch, Pulse
 from agent.inference.wire import Wire
 from agent.messages import JSON
-from functions import frames
+from functions import aside, frames
 
 log = logging.getLogger(__name__)
 
 DRAIN_S: Final = 30.0
+REFUSED_S: Final = 0.15  # the kernel takes one change of weight in a tenth of a second from who is not root
 KEPT_LINES: Final = 20
 MAX_CALLS: Final = 1024  # of one worker, that wait for their reply
 Examined = Callable[[AgentError | None], None]
@@ -58,6 +59,7 @@ class WorkerProcess:
         self._timers: list[asyncio.TimerHandle] = []
         started = launch(spec)
         self._process = started.process
+        self._light = started.light
         self.pid = self._process.pid
         self._pulse = Pulse(started.pulse, loop, spec.origin.function)
         self._wire = Wire(
@@ -112,6 +114,7 @@ class WorkerProcess:
         """Lets it finish what it was sent; it is killed when that takes longer than DRAIN_S."""
         if not self._stopping:
             self._stopping = True
+            aside.make_room()
             self._wire.send([frames.STOP])
             self._after(
                 DRAIN_S, self.kill, FunctionError("DRAIN_TIMEOUT", "The worker did not end when it was told to.")
@@ -179,6 +182,8 @@ class WorkerProcess:
 
     def _on_ready(self, facts: dict[str, Any]) -> None:
         self._ready = True
+        if self._light:
+            self._give_weight_back()
         name, view = self.spec.origin.function, facts.get("tier", "none")
         self._pool.isolation = isolation = str(facts.get("isolation", "process"))
         log.info(
@@ -190,6 +195,10 @@ class WorkerProcess:
         )
         self.spec.seen(isolation, facts.get("warnings", ()))
         self._pool.on_ready(self, int(facts["max_batch"]), settles_late=bool(facts.get("settles_late")))
+
+    def _give_weight_back(self) -> None:
+        if not aside.give_weight_back(self.pid):
+            self._after(REFUSED_S, self._give_weight_back)
 
     def _answer(self, header: list[Any], body: bytes) -> Answer:
         _, _, request_id, reply_to, layout, plain, *more = header
