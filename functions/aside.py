@@ -74,9 +74,10 @@ def come_back(allowed: Collection[int]) -> None:
 def leave() -> None:
     """Sets all of this process aside for its end: its memory is taken apart where the last of its threads is."""
     processors = half(os.sched_getaffinity(0))
-    for task in os.listdir("/proc/self/task"):
-        _run_on(processors, int(task))
-        _set_slice(SLICE_NS, int(task))
+    with contextlib.suppress(OSError):  # a view without /proc
+        for task in os.listdir("/proc/self/task"):
+            _run_on(processors, int(task))
+            _set_slice(SLICE_NS, int(task))
     _weigh("self", LEAST_WEIGHT)
 
 

@@ -6,6 +6,7 @@ A thread is never left behind: whoever is cancelled has still seen it end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, ParamSpec, TypeVar, cast
@@ -45,15 +46,16 @@ async def in_thread_aside(call: Callable[P, T], *args: P.args, **kwargs: P.kwarg
 
 @types.coroutine
 def starting_aside(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Awaits a coroutine that starts a process, of which each step is within `functions.aside.starting`."""
+    """Awaits a coroutine that starts a process in its first step, which is within `functions.aside.starting`."""
     loop = asyncio.get_running_loop()
     if isinstance(loop, Loop):
         loop.before_others()  # ahead of the first step, which looks at what this thread may run on
     step: Callable[[Any], Any] = coroutine.send
     value: Any = None
+    within: contextlib.AbstractContextManager[None] = starting()
     while True:
         try:
-            with starting():
+            with within:
                 waits_for = step(value)
         except StopIteration as end:
             return cast(T, end.value)
@@ -61,3 +63,4 @@ def starting_aside(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
             step, value = coroutine.send, (yield waits_for)
         except BaseException as error:
             step, value = coroutine.throw, error
+        within = contextlib.nullcontext()
