@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.cloud.spool_clock import AgeClock, Clock, SystemClock
-from agent.cloud.spool_file import Batch, SpoolFile
+from agent.cloud.spool_file import SpoolFile
+from agent.cloud.spool_reading import Batch
 from agent.cloud.spool_records import (
     DEAD,
     KINDS,

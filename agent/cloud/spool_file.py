@@ -11,10 +11,8 @@ import errno
 import logging
 import os
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import field
 from pathlib import Path
 
 from agent.cloud import spool_room as room
@@ -22,10 +20,10 @@ from agent.cloud.spool_blobs import Blobs
 from agent.cloud.spool_clock import AgeClock, unpacked
 from agent.cloud.spool_dead import Grave
 from agent.cloud.spool_layout import connect, is_corrupt, set_aside, sync_folder
+from agent.cloud.spool_reading import Batch, Reading
 from agent.cloud.spool_records import (
     Append,
     Bury,
-    DamagedRecordError,
     DeadLetter,
     DropInbox,
     Exhume,
@@ -34,15 +32,12 @@ from agent.cloud.spool_records import (
     Lose,
     Outcome,
     PutInbox,
-    Record,
     Tried,
     Write,
     pack_inbound,
-    pack_outbound,
-    unpack_inbound,
-    unpack_outbound,
 )
 from agent.cloud.spool_reserve import Reserve
+from agent.cloud.spool_rows import Rows
 from agent.cloud.spool_stock import Stock
 from agent.errors import ConfigError
 from agent.messages import Inbound
@@ -51,23 +46,10 @@ from agent.values import dataclass
 
 log = logging.getLogger(__name__)
 
-# Each step of SQLite gives up the interpreter's lock, which a busy loop gives back only 5 ms later: few, large steps.
-ROWS_A_STATEMENT = 500  # of nine values each; SQLite takes 32,766 values since 3.32
-RECORD_OVERHEAD_BYTES = 64  # a row's own columns and its part of the index, about
-BATCH_BYTES = 1 << 20  # a batch read back ends with the record that passes this
 ANCHOR_S = 60.0  # how often the clocks are noted
 PROBE_BYTES = 1 << 20  # free on a disk that counts as not full
 VACUUM_PAGES = 256  # given back to the disk at a time, 1 MiB
 VACUUM_FROM = 1024  # free pages below this are kept for what comes next
-
-
-@dataclass(slots=True)
-class Batch:
-    """Records in order, and those that cannot be handed over: no longer readable, or over their time."""
-
-    records: list[Record] = field(default_factory=list)
-    damaged: list[tuple[int, str]] = field(default_factory=list)
-    expired: list[tuple[int, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -91,8 +73,8 @@ class SpoolFile:
         self._blobs = Blobs(Path(f"{file}.files"))
         self._grave = Grave(self._stock, limits.dead)
         self._reserve = Reserve(Path(f"{file}.reserve"), limits)
-        self._in_hand: set[int] = set()
-        self._after: dict[Key, int] = {}  # the highest seq that next_batch gave out
+        self._rows = Rows(self._stock, self._blobs, limits.file_bytes)
+        self._reading = Reading(limits, clock, self._blobs)
         self._lost = False  # since the last outcome
         self._anchored = 0.0
         self._epoch = ""
@@ -182,8 +164,7 @@ class SpoolFile:
     def start_afresh(self, error: sqlite3.Error) -> None:
         """Begins a new file after a read or a write met a broken one; the next outcome says that records were lost."""
         self._set_aside(error)
-        self._in_hand.clear()
-        self._after.clear()
+        self._reading.clear()
         self._lost = True
         self._open()
 
@@ -218,7 +199,9 @@ class SpoolFile:
         Returns:
             The files of what is gone; `written` gets those of what is new.
         """
-        self._insert(db, [write for write in group if isinstance(write, Append)], written)
+        appends = [write for write in group if isinstance(write, Append)]
+        self._rows.insert(db, self._epoch, appends, written)
+        self._reading.in_hand.update(each.seq for each in appends if each.sent)
         forgotten: dict[str | None, list[int]] = {}
         for write in group:
             if isinstance(write, PutInbox):
@@ -248,72 +231,33 @@ class SpoolFile:
             if isinstance(write, Append) and write.dead is not None:
                 self._grave.bury(db, write.seq, write.dead, self._clock.now())
             elif isinstance(write, Bury):
-                self._in_hand.discard(write.seq)
+                self._reading.in_hand.discard(write.seq)
                 self._grave.bury(db, write.seq, write.why, self._clock.now())
             elif isinstance(write, Exhume) and write.retry:
                 for key, seqs in self._grave.revive(db, write.seqs, self._clock.now()).items():
                     outcome.revived[key] += len(seqs)
-                    self._after.pop(key, None)
-                    self._in_hand.difference_update(seqs)
+                    self._reading.take_back(key, seqs)
             elif isinstance(write, Exhume):
                 gone += self._grave.clear(db, write.seqs)
         return gone + self._grave.shrink(db)
 
-    def _insert(self, db: sqlite3.Connection, appends: list[Append], written: list[str]) -> None:
-        for at in range(0, len(appends), ROWS_A_STATEMENT):
-            chunk = appends[at : at + ROWS_A_STATEMENT]
-            values: list[object] = []
-            for each in chunk:
-                body, name = pack_outbound(each.out), None
-                size = len(body) + RECORD_OVERHEAD_BYTES
-                if len(body) > self._limits.file_bytes:
-                    name = self._blobs.write(f"{self._epoch}-{each.seq}", body)
-                    written.append(name)
-                    body = b""
-                self._stock.add((each.link, each.kind), 1, size)
-                if each.sent:
-                    self._in_hand.add(each.seq)
-                expiry_s = each.out.properties.expiry_s
-                expires_at = None if expiry_s is None else each.stored_at + expiry_s
-                level = room.level_of(each.kind, each.value)
-                values += (each.seq, each.link, each.kind, size, each.stored_at, expires_at, level, name, body)
-            rows = ",".join(["(?,?,?,?,?,?,?,?,?)"] * len(chunk))
-            columns = "seq, link, kind, size, stored_at, expires_at, level, file, body"
-            db.execute(f"INSERT INTO records ({columns}) VALUES {rows}", values)
-
     def _delete(self, db: sqlite3.Connection, seqs: Sequence[int], why: str | None = None) -> list[str]:
-        """Deletes records and keeps count; returns their files."""
-        gone: list[str] = []
-        for at in range(0, len(seqs), 500):  # SQLite before 3.32 takes 999 values
-            chunk = seqs[at : at + 500]
-            marks = ",".join("?" * len(chunk))
-            found = f"FROM records WHERE seq IN ({marks})"
-            for link, kind, count, size, files in db.execute(
-                f"SELECT link, kind, count(*), sum(size), count(file) {found} GROUP BY link, kind", chunk
-            ).fetchall():
-                self._stock.add((link, kind), -count, -size)
-                if why is not None:
-                    self._stock.lose(kind, why, count)
-                if files:
-                    rows = db.execute(f"SELECT file {found} AND file IS NOT NULL", chunk)
-                    gone += [name for (name,) in rows if name not in gone]
-            db.execute(f"DELETE {found}", chunk)
-        self._in_hand.difference_update(seqs)
+        gone = self._rows.delete(db, seqs, why)
+        self._reading.in_hand.difference_update(seqs)
         return gone
 
     # -- room ---------------------------------------------------------------------------------------------------------
 
     def _make_room(self, db: sqlite3.Connection, outcome: Outcome, before: int) -> list[str]:
         """Takes away what has no place any more. `before`: bytes of all records before this transaction."""
-        gone = self._remove(
-            db, room.over_time(db, self._stock, self._limits, self._clock.now(), self._in_hand), outcome
-        )
+        out = self._reading.in_hand
+        gone = self._remove(db, room.over_time(db, self._stock, self._limits, self._clock.now(), out), outcome)
         for kind in room.FIRST_TO_GO:
-            gone += self._remove(db, room.over_quota(db, self._stock, self._limits, kind, self._in_hand), outcome)
+            gone += self._remove(db, room.over_quota(db, self._stock, self._limits, kind, out), outcome)
         most = self._limits.max_bytes
         if self._stock.total_bytes > before and self._reserve.disk_is_short():
             most = min(most, before)  # pages that are free already take what is new; the file does not grow
-        return gone + self._remove(db, room.over_all(db, self._stock, most, self._in_hand), outcome)
+        return gone + self._remove(db, room.over_all(db, self._stock, most, out), outcome)
 
     def _remove(self, db: sqlite3.Connection, victims: list[room.Victim], outcome: Outcome) -> list[str]:
         gone: list[str] = []
@@ -341,7 +285,7 @@ class SpoolFile:
         db.execute("BEGIN IMMEDIATE")
         try:
             most = max(0, self._stock.total_bytes - needed)
-            gone = self._remove(db, room.over_all(db, self._stock, most, self._in_hand, kinds), outcome)
+            gone = self._remove(db, room.over_all(db, self._stock, most, self._reading.in_hand, kinds), outcome)
             self._stock.save(db)
             db.execute("COMMIT")
         except BaseException:
@@ -379,7 +323,7 @@ class SpoolFile:
 
     def over_time(self) -> bool:
         """Whether a write would take away what is over its time."""
-        return bool(room.over_time(self._open_db, self._stock, self._limits, self._clock.now(), self._in_hand))
+        return bool(room.over_time(self._open_db, self._stock, self._limits, self._clock.now(), self._reading.in_hand))
 
     def _note_the_clocks(self, db: sqlite3.Connection) -> None:
         anchor = self._clock.anchor()
@@ -390,72 +334,20 @@ class SpoolFile:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def next_batch(self, link: str, kind: str, limit: int) -> Batch:
-        """Committed records that were not given out yet, at most `limit` and about a megabyte.
-
-        In order, or the newest first where the class says so. What is given out stays out until it is forgotten,
-        buried or given back.
-        """
-        batch, size, key = Batch(), 0, (link, kind)
-        own, now = self._limits.of(kind), self._clock.now()
-        after = -1 if own.newest_first else self._after.get(key, -1)
-        way = "DESC" if own.newest_first else "ASC"
-        rows = self._open_db.execute(
-            "SELECT seq, body, file, stored_at, expires_at, tries FROM records"
-            f" WHERE link = ? AND kind = ? AND seq > ? ORDER BY seq {way} LIMIT ?",
-            (link, kind, after, limit + len(self._in_hand)),
-        )
-        for seq, body, file, stored_at, expires_at, tries in rows:
-            if seq in self._in_hand:
-                continue
-            self._in_hand.add(seq)
-            self._after[key] = max(seq, self._after.get(key, -1))
-            if _over(now, stored_at, own.ttl_s) or (expires_at is not None and expires_at <= now):
-                batch.expired.append((seq, kind))
-            else:
-                body = self._blobs.read(file) if file else body
-                size += len(body)
-                try:
-                    out = unpack_outbound(body)
-                    batch.records.append(Record(seq, kind, f"{self._epoch}-{seq}", out, expires_at, tries))
-                except DamagedRecordError:
-                    batch.damaged.append((seq, kind))
-            if size >= BATCH_BYTES or len(batch.records) + len(batch.expired) >= limit:
-                break
-        rows.close()
-        return batch
+        """As `Reading.next_batch`."""
+        return self._reading.next_batch(self._open_db, self._epoch, link, kind, limit)
 
     def peek(self, kind: str, after: int) -> tuple[int, list[bytes]]:
-        """The payloads of some records of a kind beyond `after`, about a megabyte, and the last one's seq."""
-        found, size = [], 0
-        rows = self._open_db.execute(
-            "SELECT seq, body, file FROM records WHERE kind = ? AND seq > ? ORDER BY seq LIMIT 1000", (kind, after)
-        )
-        for seq, body, file in rows:
-            after = seq
-            try:
-                found.append(unpack_outbound(self._blobs.read(file) if file else body).payload)
-            except DamagedRecordError:
-                continue  # told when it is its turn
-            size += len(found[-1])
-            if size >= BATCH_BYTES:
-                break
-        rows.close()
-        return after, found
+        """As `Reading.peek`."""
+        return self._reading.peek(self._open_db, kind, after)
+
+    def inbox(self) -> list[tuple[str, Inbound, list[str]]]:
+        """As `Reading.inbox`."""
+        return self._reading.inbox(self._open_db)
 
     def dead(self) -> list[DeadLetter]:
         """All dead letters, the oldest first."""
         return self._grave.all(self._open_db, self._blobs)
-
-    def inbox(self) -> list[tuple[str, Inbound, list[str]]]:
-        """The requests that were acknowledged and have no outcome yet, in order of receipt."""
-        found = []
-        for key, body in self._open_db.execute("SELECT key, body FROM inbox ORDER BY place").fetchall():
-            try:
-                message, targets = unpack_inbound(body, self._clock.now(), time.monotonic())
-                found.append((key, message, targets))
-            except DamagedRecordError:
-                log.error("request %s in the spool's inbox is damaged and cannot be run", key)
-        return found
 
     def close(self) -> None:
         """Notes the clocks and folds the log into the file; idempotent."""
@@ -471,10 +363,6 @@ class SpoolFile:
         if self._db is not None:
             db, self._db = self._db, None
             db.close()
-
-
-def _over(now: float, stored_at: float, ttl_s: float | None) -> bool:
-    return ttl_s is not None and stored_at + ttl_s <= now
 
 
 def disk_is_full(error: BaseException) -> bool:
