@@ -79,6 +79,7 @@ class Activation:
         self._clock = LoopClock(loop)
         self._nearness = Nearness(self._clock, os.sched_getaffinity(0))
         if isinstance(loop, Loop):
+            loop.before_thread = self._nearness.part
             loop.before_others = self._nearness.make_way
         self._routed = routed
         self._changed = changed

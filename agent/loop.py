@@ -245,13 +245,15 @@ class Loop(asyncio.SelectorEventLoop):
     """The event loop. `turn_of` gives its `Turn`.
 
     Attributes:
-        before_others: called before the loop starts a thread or a child, which would inherit this thread's processors.
+        before_thread: called before the loop gives work to a thread; a new one inherits this thread's processors.
+        before_others: called before a child or a thread begins what may take long; a child inherits them as well.
     """
 
+    before_thread: Callable[[], None]
     before_others: Callable[[], None]
 
     def __init__(self) -> None:
-        self.before_others = lambda: None
+        self.before_thread = self.before_others = lambda: None
         self._busy = selector = _Selector()
         super().__init__(selector)
         self.turn = selector.turn = Turn(self, selector)
@@ -272,7 +274,7 @@ class Loop(asyncio.SelectorEventLoop):
         return super().call_at(when, callback, *args, context=context)
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
-        self.before_others()
+        self.before_thread()
         return super().run_in_executor(executor, func, *args)
 
     async def subprocess_exec(self, *args: Any, **more: Any) -> Any:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from agent.deployment.threads import in_thread_aside
 from agent.inference.nearness import ENOUGH, LOOK_S, PAUSE_S, QUICK_S, WITHIN_S, Nearness
 from agent.loop import Loop, run
+from functions.aside import half
 
 ALL = frozenset(os.sched_getaffinity(0))
 pytestmark = pytest.mark.skipif(len(ALL) < 2, reason="with one processor there is nothing to choose")
@@ -176,10 +178,15 @@ def test_children_and_threads_of_the_loop_do_not_inherit_it(made: Callable[..., 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Loop)
+        loop.before_thread = bench.near.part
         loop.before_others = bench.near.make_way
         bench.alone()
         assert bench.near.near
         assert await asyncio.to_thread(os.sched_getaffinity, 0) == ALL
+        assert not bench.near.near
+        bench.alone()
+        assert bench.near.near, "a thread's short work is soon over"
+        assert await in_thread_aside(os.sched_getaffinity, 0) == half(ALL)
         bench.alone()
         assert not bench.near.near, "others may still be at work"
         bench.clock.go(PAUSE_S)

@@ -37,6 +37,8 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 async def in_thread_aside(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """As `in_thread`, out of the way of requests: for what reads, writes or removes much while others serve."""
 
+    _before_others()
+
     def done() -> T:
         with aside():
             return call(*args, **kwargs)
@@ -47,9 +49,7 @@ async def in_thread_aside(call: Callable[P, T], *args: P.args, **kwargs: P.kwarg
 @types.coroutine
 def starting_aside(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     """Awaits a coroutine that starts a process in its first step, which is within `functions.aside.starting`."""
-    loop = asyncio.get_running_loop()
-    if isinstance(loop, Loop):
-        loop.before_others()  # ahead of the first step, which looks at what this thread may run on
+    _before_others()  # ahead of the first step, which looks at what this thread may run on
     step: Callable[[Any], Any] = coroutine.send
     value: Any = None
     within: contextlib.AbstractContextManager[None] = starting()
@@ -64,3 +64,9 @@ def starting_aside(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
         except BaseException as error:
             step, value = coroutine.throw, error
         within = contextlib.nullcontext()
+
+
+def _before_others() -> None:
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, Loop):
+        loop.before_others()

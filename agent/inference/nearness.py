@@ -22,9 +22,7 @@ OWN: Final = 0  # the kernel's name for the thread that asks
 ENOUGH: Final = 64  # requests one by one, before it is taken for a habit
 WITHIN_S: Final = 1.0  # their time: fewer are not worth it
 LOOK_S: Final = 0.1
-PAUSE_S: Final = (
-    5.0  # after a child or a thread was started: a deployment, say, with work that holds up a core for long
-)
+PAUSE_S: Final = 5.0  # after others began what may take long: a deployment, say, which holds up a core
 FEWEST: Final = 8  # in that time, or it is over
 QUICK_S: Final = 0.001  # a request that takes a worker longer gains nothing, and could keep the agent waiting
 MOST_THREADS: Final = 3  # the worker's, its pulse's and one of a runtime's: a function that has more may want the cores
