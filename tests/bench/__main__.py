@@ -125,8 +125,8 @@ def measured(part: str, directory: Path, chosen: argparse.Namespace) -> list[dic
         names = [each for each in footprint.CONTENDERS if each in chosen.only]
         runs: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
             "footprint": lambda: footprint.run(site, names, few, tell),
-            "under_load": lambda: deploying.under_load(site, few, tell),
-            "subscriptions": lambda: growth.subscriptions(site, few, tell),
+            "under_load": lambda: deploying.under_load(site, chosen.rounds, tell),
+            "subscriptions": lambda: growth.subscriptions(site, chosen.rounds, tell),
             "functions": lambda: growth.functions(site, tell),
             "payloads": lambda: growth.payloads(site, few, tell),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import struct
 import subprocess
@@ -92,6 +93,7 @@ def _stored(directory: Path, count: int) -> Iterator[StaticStore]:
         with (served / f"m-{number}.tar.gz").open("r+b") as archive:
             archive.seek(4)
             archive.write(struct.pack("<I", number + 1))
+    os.sync()  # what is left to be written would be in the way
     with StaticStore(directory, elsewhere=True) as store:
         yield store
 
